@@ -1,0 +1,206 @@
+r"""Energies and their algebra.
+
+An energy is a scalar for each image, :math:`E(x)`, in nats and summed over pixels. It stands for the
+density :math:`p(x) \propto \exp(-E(x))`, so that energies add where densities multiply:
+
+.. math:: -\log p(x \mid y) = \underbrace{\tfrac{1}{2 \sigma^2} \|y - A x\|^2}_\mathrm{fidelity}
+          + w \underbrace{E(x)}_\mathrm{prior} + \mathrm{const}.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from emprior._types import Image, PerImage
+
+
+class Energy(nn.Module, ABC):
+    r"""A scalar per image.
+
+    Energies add and scale: `fidelity + 2.0 * prior` is an energy whose terms keep their names.
+    """
+
+    coupled = False
+    """Whether the samples of an image share one joint energy; see `emprior.Interaction`."""
+
+    @abstractmethod
+    def forward(self, x: Image) -> PerImage:
+        r"""Returns the energies `(B,)` of images `(B, *shape)`, in nats."""
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        r"""Returns :math:`E(x)` `(B,)` and :math:`\nabla E(x)` `(B, *shape)`, both detached from any graph."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = self(leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient.detach()
+
+    def terms(self, x: Image) -> dict[str, PerImage]:
+        r"""Returns the named parts of the energy, which add up to it."""
+        return {self.name: self(x)}
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def __add__(self, other: Energy) -> Sum:
+        if not isinstance(other, Energy):
+            return NotImplemented
+        return Sum({**_named(self), **_named(other, avoid=_named(self))})
+
+    def __mul__(self, weight: float) -> Scaled:
+        if not isinstance(weight, int | float | Tensor):
+            return NotImplemented
+        return Scaled(self, weight)
+
+    __rmul__ = __mul__
+
+
+class Scaled(Energy):
+    r"""The energy :math:`w E(x)`.
+
+    Arguments:
+        energy: The energy `E`.
+        weight: The factor `w`, a number or one number per image `(B,)`.
+    """
+
+    def __init__(self, energy: Energy, weight: float | Tensor) -> None:
+        super().__init__()
+        self.energy, self.weight = energy, weight
+        self.coupled = energy.coupled
+
+    @property
+    def name(self) -> str:
+        return self.energy.name
+
+    def forward(self, x: Image) -> PerImage:
+        return self.weight * self.energy(x)
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        value, gradient = self.energy.value_and_grad(x)
+        weight = torch.as_tensor(self.weight, dtype=x.dtype, device=x.device)
+        return weight * value, weight.reshape(-1, *(1,) * (x.ndim - 1)) * gradient
+
+
+class Sum(Energy):
+    r"""The energy :math:`\sum_k E_k(x)` of named terms."""
+
+    def __init__(self, energies: Mapping[str, Energy]) -> None:
+        super().__init__()
+        self.energies = nn.ModuleDict(energies)
+        self.coupled = any(energy.coupled for energy in energies.values())
+
+    def parts(self) -> dict[str, Energy]:
+        r"""Returns the terms by name."""
+        return {name: energy for name, energy in self.energies.items() if isinstance(energy, Energy)}
+
+    def forward(self, x: Image) -> PerImage:
+        return torch.stack([energy(x) for energy in self.parts().values()]).sum(0)
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        values, gradients = zip(*(energy.value_and_grad(x) for energy in self.parts().values()), strict=True)
+        return torch.stack(values).sum(0), torch.stack(gradients).sum(0)
+
+    def terms(self, x: Image) -> dict[str, PerImage]:
+        return {name: energy(x) for name, energy in self.parts().items()}
+
+
+class Prior(Energy):
+    r"""The energy of a density over images of a known shape.
+
+    Arguments:
+        shape: The shape of one image, `(C, H, W)`.
+    """
+
+    curvature: float = 1.0
+    """A typical large eigenvalue of the Hessian of `E`; samplers scale their first step by it."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    @property
+    def name(self) -> str:
+        return "prior"
+
+    @abstractmethod
+    def denoise(self, x: Image, sigma: float | PerImage) -> Image:
+        r"""Returns :math:`\mathbb{E}[\mathrm{clean} \mid x]` for `x` = clean + `sigma` times white noise.
+
+        Arguments:
+            x: Noisy images, `(B, *shape)`.
+            sigma: The noise's standard deviation in public units, a number or `(B,)`.
+        """
+
+    @abstractmethod
+    def sample(self, n: int, *, seed: int = 0) -> Image:
+        r"""Draws `n` images `(n, *shape)` from :math:`\exp(-E)`."""
+
+
+class Fidelity(Energy):
+    r"""The energy of measurements given an image, with the linear algebra that stiff solvers need.
+
+    It holds the measurements of `B` images and evaluates `S B` rows, the samples of each image,
+    ordered sample by sample: row `s B + b` belongs to image `b`.
+    """
+
+    @property
+    def name(self) -> str:
+        return "fidelity"
+
+    @abstractmethod
+    def prox(self, x: Image, gamma: float | PerImage) -> Image:
+        r"""Returns :math:`\arg\min_z f(z) + \frac{1}{2 \gamma} \|z - x\|^2`.
+
+        Arguments:
+            x: Rows `(S B, *shape)`.
+            gamma: The step, positive, a number or one for each row.
+        """
+
+    @abstractmethod
+    def residual(self, x: Image) -> PerImage:
+        r"""Returns the root mean square of :math:`(y - A x) / \sigma` for each row; about 1 at the truth."""
+
+    @abstractmethod
+    def curve(self, v: Image) -> Image:
+        r"""Returns :math:`H v`, with `H` the (Gauss-Newton) Hessian of `f`; zero where none is known."""
+
+    @abstractmethod
+    def whiten(self, noise: Tensor) -> Image:
+        r"""Maps white noise `(S B, whitening)` to rows of covariance `H`."""
+
+
+class Posterior(Sum):
+    r"""The energy :math:`f(x) + w E(x) + W(x)` of images given measurements.
+
+    Arguments:
+        fidelity: The data term `f`.
+        prior: The prior energy `E`.
+        weight: The factor `w`; 1 is Bayes' rule.
+        interaction: An energy `W` between the samples of an image.
+    """
+
+    def __init__(
+        self, fidelity: Energy, prior: Energy, weight: float = 1.0, interaction: Energy | None = None
+    ) -> None:
+        energies = {"fidelity": fidelity, "prior": prior if weight == 1 else Scaled(prior, weight)}
+        if interaction is not None:
+            energies["interaction"] = interaction
+        super().__init__(energies)
+        self.fidelity, self.prior, self.weight, self.interaction = fidelity, prior, weight, interaction
+
+
+def _named(energy: Energy, avoid: Mapping[str, Energy] | None = None) -> dict[str, Energy]:
+    named = energy.parts() if isinstance(energy, Sum) else {energy.name: energy}
+    taken = dict(avoid or {})
+    out: dict[str, Energy] = {}
+    for name, part in named.items():
+        fresh, count = name, 2
+        while fresh in taken or fresh in out:
+            fresh, count = f"{name}_{count}", count + 1
+        out[fresh] = part
+    return out

@@ -1,0 +1,161 @@
+r"""Data terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from emprior._types import Image, PerImage
+from emprior.energy import Fidelity
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+
+class GaussianFidelity(Fidelity):
+    r"""The data term of white Gaussian noise,
+
+    .. math:: f(x) = \frac{1}{2 \sigma^2} \|y - A x\|^2.
+
+    Arguments:
+        operator: A deepinv physics `A`, or anything that `emprior.as_operator` wraps.
+        y: Measurements `(B, *measured)`.
+        sigma: The noise's standard deviation; read from the operator's noise model unless given.
+
+    Raises:
+        ValueError: No noise level is known, or two that conflict.
+
+    Examples:
+        >>> import torch, deepinv
+        >>> physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
+        >>> fidelity = GaussianFidelity(physics, torch.zeros(2, 1, 4, 4))
+        >>> fidelity(torch.full((2, 1, 4, 4), 0.1))
+        tensor([8., 8.])
+    """
+
+    def __init__(self, operator: Physics, y: Tensor, sigma: float | None = None) -> None:
+        from deepinv.physics import LinearPhysics
+
+        from emprior.operators import as_operator, resolve_sigma
+
+        super().__init__()
+        self.operator = as_operator(operator)
+        self.sigma = resolve_sigma(self.operator, sigma)
+        self.linear = isinstance(self.operator, LinearPhysics)
+        self.register_buffer("y", y)
+        self.y: Tensor
+        tensors = [*self.operator.buffers(), *self.operator.parameters()]
+        self.per_image = any(len(t) == len(y) > 1 for t in tensors if t.ndim > 1)
+
+    def forward(self, x: Image) -> PerImage:
+        return self.misfit(x).flatten(1).square().sum(1) / 2
+
+    def misfit(self, x: Image) -> Tensor:
+        r"""Returns :math:`(A x - y) / \sigma`, `(S B, *measured)`."""
+        samples = len(x) // len(self.y)
+        y = self.y.repeat(samples, *(1,) * (self.y.ndim - 1))
+        return (self._map(self.operator.A, x) - y) / self.sigma
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        with torch.no_grad():
+            r = self.misfit(x)
+            return r.flatten(1).square().sum(1) / 2, self.pull(r, x)
+
+    def pull(self, r: Tensor, x: Image) -> Image:
+        r"""Returns :math:`J(x)^\top r / \sigma`, with `J` the Jacobian of the operator."""
+        if self.linear:
+            return self._map(self.operator.A_adjoint, r / self.sigma)
+        B = len(self.y)
+        if not self.per_image:
+            return self.operator.A_vjp(x, r / self.sigma)
+        pairs = zip(x.split(B), r.split(B), strict=True)
+        return torch.cat([self.operator.A_vjp(a, b / self.sigma) for a, b in pairs])
+
+    def residual(self, x: Image) -> PerImage:
+        with torch.no_grad():
+            return self.misfit(x).flatten(1).square().mean(1).sqrt()
+
+    def curve(self, v: Image) -> Image:
+        r"""Returns :math:`A^\top A v / \sigma^2`, or zero for a nonlinear operator."""
+        if not self.linear:
+            return torch.zeros_like(v)
+        with torch.no_grad():
+            return self._map(self.operator.A_adjoint, self._map(self.operator.A, v)) / self.sigma**2
+
+    def whiten(self, noise: Tensor) -> Image:
+        r"""Returns :math:`A^\top n / \sigma` for white noise `n` of the measurements' shape."""
+        with torch.no_grad():
+            return self._map(self.operator.A_adjoint, noise) / self.sigma
+
+    def prox(self, x: Image, gamma: float | PerImage) -> Image:
+        r"""Returns :math:`(I + \gamma A^\top A / \sigma^2)^{-1} (x + \gamma A^\top y / \sigma^2)`.
+
+        The system is solved by conjugate gradients, each row on its own, to the precision of its type.
+        For a nonlinear operator it is descended on to a relative gradient of 1e-4.
+        """
+        step = _column(gamma, x)
+        if not self.linear:
+            return self._descend(x, step)
+        misfit = self.pull(self.misfit(x), x)
+        return x - self.solve(step * misfit, gamma)
+
+    def solve(self, v: Image, gamma: float | PerImage) -> Image:
+        r"""Returns :math:`(I + \gamma A^\top A / \sigma^2)^{-1} v`."""
+        step = _column(gamma, v)
+        if not self.linear:
+            return v
+        with torch.no_grad():
+            return conjugate_gradients(lambda p: p + step * self.curve(p), v)
+
+    def _descend(self, x: Image, step: Tensor, steps: int = 100) -> Image:
+        from emprior.solvers.descent import descend
+
+        raise NotImplementedError
+
+    def _map(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        if not self.per_image:
+            return function(rows)
+        return torch.cat([function(part) for part in rows.split(len(self.y))])
+
+
+def conjugate_gradients(
+    operator: Callable[[Tensor], Tensor], b: Tensor, steps: int = 500, tolerance: float | None = None
+) -> Tensor:
+    r"""Solves :math:`M x = b` for symmetric positive definite `M`, each row of the batch on its own.
+
+    A row stands still once its relative residual is below `tolerance`, so that it does not
+    depend on its neighbours.
+
+    Arguments:
+        operator: The map `M` over rows `(B, *shape)`.
+        b: The right-hand sides `(B, *shape)`.
+        steps: The most iterations.
+        tolerance: By default 10 units of rounding of the rows' type.
+    """
+    tolerance = 10 * torch.finfo(b.dtype).eps if tolerance is None else tolerance
+    x, r = torch.zeros_like(b), b
+    p, square = r, _dot(r, r)
+    goal = square * tolerance**2
+    for _ in range(steps):
+        active = square > goal
+        if not active.any():
+            break
+        q = operator(p)
+        alpha = torch.where(active, square / _dot(p, q), 0)
+        x, r = x + alpha * p, r - alpha * q
+        fresh = torch.where(active, _dot(r, r), square)
+        p = torch.where(active, r + fresh / square * p, p)
+        square = fresh
+    return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
+
+
+def _column(gamma: float | PerImage, x: Tensor) -> Tensor:
+    gamma = torch.as_tensor(gamma, dtype=x.dtype, device=x.device)
+    return gamma.reshape(-1, *(1,) * (x.ndim - 1)) if gamma.ndim else gamma

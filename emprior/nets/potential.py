@@ -1,0 +1,86 @@
+r"""Networks that give one scalar per image, and the registry that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emprior.nets.unet import UNet
+
+
+class InnerProductPotential(nn.Module):
+    r"""The potential of an image-to-image network `f`,
+
+    .. math:: V(x) = \langle x, f(x) \rangle, \qquad \nabla V(x) = f(x) + J_f(x)^\top x.
+
+    A linear `f` makes `V` a quadratic form, which is the potential of optimal transport far from
+    the data, so the network has only the rest to learn.
+
+    References:
+        | Should EBMs model the energy or the score? (Salimans and Ho, 2021)
+        | https://openreview.net/forum?id=9AS-TF2jRNb
+
+    Arguments:
+        channels: The number of image channels.
+        patch: The side of the space-to-depth patch, in pixels.
+        widths: The feature channels of each level of the U-Net, finest first.
+        blocks: The residual blocks of each level.
+    """
+
+    def __init__(
+        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
+    ) -> None:
+        super().__init__()
+        self.field = UNet(channels, channels * patch**2, patch, widths, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
+        x = pad_to_multiple(x, self.field.stride)
+        return total(x * F.pixel_shuffle(self.field(x), self.field.patch))
+
+
+class LocalPotential(nn.Module):
+    r"""The sum of one learned term for each patch `p`,
+
+    .. math:: V(x) = \sum_p \phi_p(x),
+
+    where :math:`\phi_p` is a network of the image around the patch: `V` is extensive, it grows
+    with the image, and its terms can be mapped.
+
+    Arguments:
+        channels: The number of image channels.
+        patch: The side of the space-to-depth patch, in pixels.
+        widths: The feature channels of each level of the U-Net, finest first.
+        blocks: The residual blocks of each level.
+    """
+
+    def __init__(
+        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
+    ) -> None:
+        super().__init__()
+        self.field = UNet(channels, 1, patch, widths, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
+        return total(self.field(pad_to_multiple(x, self.field.stride)))
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    r"""Extends `(B, C, H, W)` to the right and below, by reflection, to a multiple of `multiple`."""
+    height, width = x.shape[-2:]
+    right, below = -width % multiple, -height % multiple
+    return F.pad(x, (0, right, 0, below), mode="reflect") if right or below else x
+
+
+def total(terms: Tensor) -> Tensor:
+    r"""Sums `(B, ...)` to `(B,)`, in float32 at least: a potential is small beside its terms."""
+    return terms.flatten(1).sum(1, dtype=torch.promote_types(terms.dtype, torch.float32))
+
+
+POTENTIALS: dict[str, Callable[..., nn.Module]] = {
+    "inner_product": InnerProductPotential,
+    "local": LocalPotential,
+}

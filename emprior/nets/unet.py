@@ -1,0 +1,76 @@
+r"""A residual U-Net without normalisation, the trunk of the learned energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    r"""`h + conv(silu(conv(silu(h))))`, the identity at initialisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.second(F.silu(self.first(F.silu(h))))
+
+
+class UNet(nn.Module):
+    r"""Fully convolutional residual U-Net, `(B, C, H, W)` to `(B, outputs, H / patch, W / patch)`.
+
+    The image is cut into `patch` x `patch` pixels by a space-to-depth step, so that all of the
+    arithmetic happens at `1 / patch` of the resolution; each further entry of `widths` halves it
+    again. There is no normalisation layer: an energy must see the scale of its input.
+
+    Arguments:
+        channels: The number of image channels, `C`.
+        outputs: The number of output channels.
+        patch: The side of the space-to-depth patch, in pixels.
+        widths: The number of feature channels of each level, finest first.
+        blocks: The number of residual blocks of each level, on the way down and again on the way up.
+
+    `H` and `W` must be multiples of `UNet.stride`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        patch: int = 2,
+        widths: Sequence[int] = (64, 128, 128),
+        blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.stride = patch * 2 ** (len(widths) - 1)
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+
+        def stage(width: int) -> nn.Sequential:
+            return nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+
+        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(stage(w) for w in widths[:-1])
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
+        self.bottom = stage(widths[-1])
+        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairs)
+        self.up = nn.ModuleList(stage(w) for w in widths[:-1])
+        self.last = nn.Conv2d(widths[0], outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = []
+        for stage, shrink in zip(self.down, self.shrink, strict=True):
+            h = stage(h)
+            skips.append(h)
+            h = shrink(h)
+        h = self.bottom(h)
+        for stage, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
+            h = stage(skip + F.pixel_shuffle(grow(h), 2))
+        return self.last(F.silu(h))

@@ -1,0 +1,96 @@
+r"""The learned prior."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from emprior._noise import Noise
+from emprior._types import Image, PerImage
+from emprior.energy import Prior
+from emprior.interpolant import Interpolant
+
+
+class NetworkPrior(Prior):
+    r"""The energy of a trained potential,
+
+    .. math:: E(x) = V(2 x - 1) / \epsilon,
+
+    for images `x` in `[0, 1]`; the network's own range is `[-1, 1]`. It is the density that the
+    training compared with data, and includes the data's thermal noise,
+    :math:`\sqrt{\epsilon \sigma_*} / 2` in public units.
+
+    Arguments:
+        potential: The network `V`, `(B, C, H, W)` to `(B,)`.
+        shape: The shape of one training image, `(C, H, W)`; a fully convolutional network takes others too.
+        interpolant: The path it was trained on.
+        epsilon: The temperature :math:`\epsilon`.
+        name: What messages call it.
+    """
+
+    def __init__(
+        self,
+        potential: nn.Module,
+        shape: tuple[int, ...],
+        interpolant: Interpolant,
+        epsilon: float,
+        title: str = "network",
+    ) -> None:
+        super().__init__(shape)
+        self.potential = potential.eval().requires_grad_(False)
+        self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
+        self.curvature = 4 / (epsilon * (interpolant.sigma_star or epsilon))
+        self.time_unit = epsilon / 4
+        self.thermal = (epsilon * interpolant.sigma_star) ** 0.5 / 2
+
+    def forward(self, x: Image) -> PerImage:
+        r"""Returns :math:`E(x)` `(B,)` for images `(B, C, H, W)` in `[0, 1]`."""
+        return self.potential(2 * x - 1) / self.epsilon
+
+    def denoise(self, x: Image, sigma: float | PerImage) -> Image:
+        r"""Returns the transport endpoint, an estimate of :math:`\mathbb{E}[\mathrm{clean} \mid x]`.
+
+        .. math:: D = \frac{a z - s \nabla V(z)}{a k + s b}, \qquad z = k (2 x - 1), \quad s / k = 2 \sigma
+
+        It costs one gradient. See :class:`emprior.interpolant.Interpolant`.
+
+        Arguments:
+            x: Noisy images, `(B, C, H, W)`.
+            sigma: The noise's standard deviation in public units, a positive number or `(B,)`.
+        """
+        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        s = self.interpolant.fraction(2 * levels)
+        k = self.interpolant.coefficients(s)[2].reshape(-1, *(1,) * (x.ndim - 1))
+        z = k * (2 * x - 1)
+        return (self.interpolant.endpoint(z, self.potential_gradient(z), s) + 1) / 2
+
+    def potential_gradient(self, z: Tensor) -> Tensor:
+        r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, detached."""
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf)
+        return gradient
+
+    def sample(self, n: int, *, seed: int = 0, steps: int = 325, step_size: float = 0.01) -> Image:
+        r"""Generates `n` images by following :math:`-\nabla V` from noise and warming to :math:`\epsilon`.
+
+        .. math:: z \leftarrow z - h \nabla V(z) + \sqrt{2 h \epsilon(t)}\, n, \qquad
+                  \epsilon(t) = \epsilon\, \mathrm{clip}((t - 0.9) / 0.1, 0, 1)
+
+        Image `i` depends on `(seed, i)` alone.
+
+        Arguments:
+            n: How many.
+            seed: The seed.
+            steps: Langevin steps; `steps * step_size` is the sampling time.
+            step_size: The step `h`.
+        """
+        reference = next(self.potential.parameters())
+        noise = Noise([(seed, "sample", i) for i in range(n)], reference.device, reference.dtype)
+        z = noise.normal(*self.shape)
+        for index in range(steps):
+            heat = self.epsilon * min(1.0, max(0.0, (index * step_size - 0.9) / 0.1))
+            z = z - step_size * self.potential_gradient(z)
+            if heat > 0:
+                z = z + (2 * step_size * heat) ** 0.5 * noise.normal(*self.shape)
+        return (z + 1) / 2

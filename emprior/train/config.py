@@ -1,0 +1,231 @@
+r"""The settings of a training, from YAML and command-line overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emprior._check import nearest
+
+
+@dataclass(frozen=True)
+class Data:
+    r"""What is learned from.
+
+    Arguments:
+        source: A folder of images, a `.npy` stack `(N, H, W[, C])` uint8, or the root of a torchvision data set.
+        validation: The same for held-out images, on which the card's figures are measured.
+        size: The side that folder images are cropped and resized to.
+        flip: Whether half of the images are mirrored.
+        name: What the card calls the data.
+        licence: What the card says of its licence.
+    """
+
+    source: str = ""
+    validation: str | None = None
+    size: int = 32
+    flip: bool = True
+    name: str = ""
+    licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Net:
+    r"""The network: `architecture` names an entry of `emprior.nets.POTENTIALS`, `arguments` go to it."""
+
+    architecture: str = "inner_product"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Density:
+    r"""See `emprior.interpolant.Interpolant`; `epsilon` is the temperature of the density `exp(-V / epsilon)`."""
+
+    sigma_star: float = 0.06
+    blend: float = 0.1
+    epsilon: float = 0.01
+
+
+@dataclass(frozen=True)
+class Train:
+    r"""What both phases share.
+
+    Arguments:
+        batch_size: Images an iteration, over all processes.
+        seed: The seed of everything random.
+        precision: `"bf16"` (autocast) or `"fp32"`.
+        clip: The bound on the norm of the parameters' gradient.
+        betas: The moment decays of Adam.
+        weight_decay: The decoupled weight decay.
+        checkpoint_every: Seconds between checkpoints.
+        log_every: Iterations between log lines.
+        sample_every: Iterations between sample grids (0: none).
+    """
+
+    batch_size: int = 128
+    seed: int = 0
+    precision: str = "bf16"
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    checkpoint_every: float = 120.0
+    log_every: int = 50
+    sample_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Transport:
+    r"""The first phase.
+
+    Arguments:
+        steps: Iterations.
+        lr: The learning rate, reached after `warmup` iterations, held, and taken linearly to
+            zero over the last `decay` share of the phase.
+        warmup: Iterations.
+        decay: The share of the phase over which the rate falls.
+        ema: The decay of the weights' moving average.
+        balance: The exponent of the loss weight, see `EnergyMatchingLoss`; null for the published weight.
+        skew: Noise fractions are `u ** skew`, `u` uniform; 1 is the published law.
+    """
+
+    steps: int = 10_000
+    lr: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.5
+    ema: float = 0.999
+    balance: float | None = 1.2
+    skew: float = 2.0
+
+
+@dataclass(frozen=True)
+class Contrast:
+    r"""The second phase: transport goes on, and the energies of data and of the model's samples are compared.
+
+    Arguments:
+        steps: Iterations; 0 leaves the phase out.
+        lr: The learning rate; `warmup`, `decay` and `ema` as in the first phase.
+        negatives: `"replay"` (persistent chains) or `"fresh"` (chains from noise and data each time).
+        chains: Chains in the replay buffer.
+        batch_size: Negatives an iteration.
+        langevin_steps: Langevin steps an iteration: 10 to 20 for `replay`, 200 for `fresh`.
+        step_size: The Langevin step.
+        tau_star: The time up to which fresh chains from noise run at temperature 0.
+        restart: The share of replay chains restarted from data each time they are used.
+        strength: The weight of the contrast.
+        trim: The share of the highest negative energies that is left out.
+        clamp: The weighted contrast is bounded below by minus this.
+    """
+
+    steps: int = 600
+    lr: float = 2e-4
+    warmup: int = 20
+    decay: float = 0.5
+    ema: float = 0.99
+    negatives: str = "replay"
+    chains: int = 512
+    batch_size: int = 128
+    langevin_steps: int = 12
+    step_size: float = 0.01
+    tau_star: float = 0.9
+    restart: float = 0.03
+    strength: float = 2e-3
+    trim: float = 0.1
+    clamp: float = 0.02
+
+
+@dataclass(frozen=True)
+class Config:
+    r"""A whole training."""
+
+    name: str = "prior"
+    data: Data = field(default_factory=Data)
+    net: Net = field(default_factory=Net)
+    density: Density = field(default_factory=Density)
+    train: Train = field(default_factory=Train)
+    transport: Transport = field(default_factory=Transport)
+    contrast: Contrast = field(default_factory=Contrast)
+
+    @staticmethod
+    def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+        r"""Reads a YAML file and applies overrides such as `"train.batch_size=64"`.
+
+        Raises:
+            ValueError: A key is unknown or a value is of the wrong type; the nearest match is named.
+            OSError: The file cannot be read.
+        """
+        tree = yaml.safe_load(Path(path).read_text()) or {}
+        for override in overrides or []:
+            apply_override(tree, override)
+        return build(Config, tree, where=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        r"""Returns the settings as plain containers, ready for YAML."""
+        return _plain(dataclasses.asdict(self))
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    r"""Sets one dotted key of a tree of settings, in place: `"train.batch_size=64"`."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ValueError(f"--set {override!r} has no value. Write --set section.key=value.")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set {override!r}: {section!r} is a value, not a section.")
+    tree[last] = yaml.safe_load(value)
+
+
+def build(kind: type, tree: Any, where: str) -> Any:
+    r"""Makes a dataclass from plain containers, checking names and types."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: expected a section of keys, got {tree!r}.")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise ValueError(f"{where}: unknown key {key!r}. {nearest(str(key), hints)}")
+        values[key] = _convert(hints[key], value, f"{where}: {key}")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    origin = typing.get_origin(hint)
+    options = typing.get_args(hint) if origin is not None and origin is not dict and origin is not tuple else (hint,)
+    if value is None and type(None) in options:
+        return None
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(float(v) for v in value)
+    for option in options:
+        accepted = typing.get_origin(option) or option
+        if accepted is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if accepted is float and isinstance(value, str) and _is_float(value):
+            return float(value)
+        if accepted is int and isinstance(value, bool):
+            continue
+        if isinstance(value, accepted):
+            return value
+    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    raise ValueError(f"{where} should be {names}, got {value!r}.")
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,80 @@
+r"""Samples of the model, for the contrast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from emprior.train.config import Contrast
+
+
+def langevin(
+    potential: nn.Module, x: Tensor, epsilon: Tensor, step_size: float, generator: torch.Generator
+) -> Tensor:
+    r"""Runs one Langevin step at a temperature for each schedule entry.
+
+    .. math:: x \leftarrow x - h \nabla V(x) + \sqrt{2 h \epsilon_k}\, n_k
+
+    Arguments:
+        potential: The network `V`.
+        x: Images in `[-1, 1]`, `(B, C, H, W)`.
+        epsilon: The temperature of each step, `(K,)` or `(K, B)`.
+        step_size: The step `h`.
+        generator: The source of `n`.
+    """
+    for temperature in epsilon:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(potential(leaf).sum(), leaf)
+        n = torch.randn(x.shape, generator=generator, device=x.device)
+        scale = (2 * step_size * temperature).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
+        x = x.detach() - step_size * gradient.float() + scale * n
+    return x
+
+
+class ReplayBuffer:
+    r"""Persistent chains at the prior's temperature, some restarted from data.
+
+    References:
+        | Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
+        | (Tieleman, 2008)
+        | Implicit Generation and Modeling with Energy-Based Models (Du and Mordatch, 2019)
+        | https://arxiv.org/abs/1903.08689
+    """
+
+    def __init__(self, settings: Contrast, epsilon: float, chains: Tensor) -> None:
+        self.settings, self.epsilon, self.chains = settings, epsilon, chains
+
+    def draw(self, potential: nn.Module, data: Tensor, generator: torch.Generator) -> Tensor:
+        r"""Advances a random batch of chains and returns it; `data` `(B, C, H, W)` feeds the restarts."""
+        c = self.settings
+        device = self.chains.device
+        rows = torch.randperm(len(self.chains), generator=generator, device=device)[: c.batch_size]
+        x = self.chains[rows]
+        fresh = torch.rand(len(x), generator=generator, device=device) < c.restart
+        donors = torch.randint(len(data), (len(x),), generator=generator, device=device)
+        x = torch.where(fresh[:, None, None, None], data[donors], x)
+        epsilon = torch.full((c.langevin_steps,), self.epsilon, device=device)
+        x = langevin(potential, x, epsilon, c.step_size, generator)
+        self.chains[rows] = x
+        return x
+
+
+def fresh_negatives(
+    settings: Contrast, epsilon: float, potential: nn.Module, data: Tensor, generator: torch.Generator
+) -> Tensor:
+    r"""Runs the published negatives: half from noise, half from data, all steps each time.
+
+    Those from noise are carried at temperature 0 to :math:`t = \tau_*`, then linearly to `epsilon` at
+    :math:`t = 1`, with :math:`t` the accumulated step; those from data stay at `epsilon`.
+    """
+    c = settings
+    half = c.batch_size // 2
+    shape = data.shape[1:]
+    noise = torch.randn(half, *shape, generator=generator, device=data.device)
+    donors = torch.randint(len(data), (c.batch_size - half,), generator=generator, device=data.device)
+    t = torch.arange(c.langevin_steps, device=data.device) * c.step_size
+    heating = epsilon * ((t - c.tau_star) / max(1 - c.tau_star, c.step_size)).clamp(0, 1)
+    temperature = torch.full((c.langevin_steps, c.batch_size), epsilon, device=data.device)
+    temperature[:, :half] = heating[:, None]
+    return langevin(potential, torch.cat([noise, data[donors]]), temperature, c.step_size, generator)

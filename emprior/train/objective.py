@@ -1,0 +1,83 @@
+r"""The Energy Matching objective, as modules that return the loss (ready to be wrapped by DDP)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from emprior.interpolant import Interpolant
+
+
+class EnergyMatchingLoss(nn.Module):
+    r"""Transport, and contrast when negatives are given.
+
+    .. math:: L_\mathrm{OT} = \mathbb{E}\, w(s)\, \frac{1}{d} \|\nabla V(x_s) - (a x_0 - b x_1)\|^2, \qquad
+              L_\mathrm{CD} = \max(\lambda (\mathbb{E}_+ V - \mathbb{E}_- V), -\beta)
+
+    :math:`w(s) = g(s)^2 / s^p` weighs the error of the clean estimate, :math:`g \nabla V`, by the
+    inverse of its least possible mean square, which grows about like :math:`s^p`. `balance=None` is the
+    published weight, :math:`w = 1`. The share `trim` of the highest negative energies is left out.
+
+    References:
+        | Energy Matching: Unifying Flow Matching and Energy-Based Models for Generative Modeling
+        | (Balcerak et al., 2025)
+        | https://arxiv.org/abs/2504.10612
+
+    Arguments:
+        potential: The network `V`, images `(B, C, H, W)` in `[-1, 1]` to `(B,)`.
+        interpolant: The path between noise and data.
+        balance: The exponent `p`, or `None`.
+        strength: The weight :math:`\lambda` of the contrast.
+        trim: The share :math:`\alpha` of negatives left out.
+        clamp: The bound :math:`\beta`.
+    """
+
+    def __init__(
+        self,
+        potential: nn.Module,
+        interpolant: Interpolant,
+        balance: float | None = 1.2,
+        strength: float = 0.0,
+        trim: float = 0.1,
+        clamp: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.potential, self.interpolant, self.balance = potential, interpolant, balance
+        self.strength, self.trim, self.clamp = strength, trim, clamp
+
+    def forward(
+        self, x1: Tensor, x0: Tensor, s: Tensor, positives: Tensor | None = None, negatives: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        r"""Returns the loss and its detached terms.
+
+        Arguments:
+            x1: Data in `[-1, 1]`, `(B, C, H, W)`.
+            x0: Noise, paired with the data, `(B, C, H, W)`.
+            s: Noise fractions, `(B,)`.
+            positives: Data for the contrast, `(P, C, H, W)`.
+            negatives: Samples of the model for the contrast, `(N, C, H, W)`.
+        """
+        loss = self.transport(x1, x0, s)
+        terms = {"transport": loss.detach()}
+        if positives is not None and negatives is not None:
+            contrast, gap = self.contrast(positives, negatives)
+            terms |= {"contrast": contrast.detach(), "gap": gap}
+            loss = loss + contrast
+        return loss, terms
+
+    def transport(self, x1: Tensor, x0: Tensor, s: Tensor) -> Tensor:
+        x, target = self.interpolant.mix(x1, x0, s)
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)
+        error = (gradient.float() - target).square().flatten(1).mean(1)
+        if self.balance is None:
+            return error.mean()
+        return (error * self.interpolant.gain(s).square() / s.pow(self.balance)).mean()
+
+    def contrast(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        energies = self.potential(torch.cat([positives, negatives]))
+        above, below = energies.split([len(positives), len(negatives)])
+        kept = max(1, round(len(below) * (1 - self.trim)))
+        below = below.sort().values[:kept]
+        gap = above.mean() - below.mean()
+        return (self.strength * gap).clamp(min=-self.clamp), gap.detach()
