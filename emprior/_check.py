@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+import torch
+from torch import Tensor
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     r"""Returns a sentence that lists the choices and guesses the one that was meant."""
@@ -12,3 +15,57 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}The choices are: {', '.join(choices)}."
+
+
+def check_measurement(y: object) -> Tensor:
+    r"""Returns `y` if it is a batch of finite real numbers.
+
+    Raises:
+        TypeError: It is not a tensor of float32 or float64.
+        ValueError: It has no batch dimension, is empty, or is not finite.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y is a {type(y).__name__}, expected a tensor (B, ...). Convert it: torch.as_tensor(y).")
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"y is {y.dtype}, expected torch.float32 or torch.float64. Convert it: y.float(), "
+            "or y.float() / 255 if it holds 8-bit pixels."
+        )
+    if y.ndim < 2 or len(y) == 0:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}, expected a batch (B, ...) of at least one measurement. "
+            "Add the batch dimension: y[None]."
+        )
+    bad = ~y.isfinite().flatten(1).all(1)
+    if bool(bad.any()):
+        image = int(bad.nonzero()[0])
+        raise ValueError(
+            f"y holds {int((~y[image].isfinite()).sum())} values of image {image} that are NaN or infinite. "
+            "Mask them out of the operator, or replace them: y = y.nan_to_num()."
+        )
+    return y
+
+
+def check_range(y: Tensor, typical: Tensor, sigma: float) -> None:
+    r"""Raises a ValueError if `y` is far out of the range of measurements of images in `[0, 1]`.
+
+    Arguments:
+        y: The measurements.
+        typical: The measurements of an image in `[0, 1]`.
+        sigma: The noise's standard deviation.
+    """
+    largest, expected = float(y.abs().max()), float(typical.abs().max()) + 6 * sigma
+    if largest > 8 * max(expected, 1e-6):
+        hint = "This looks like 0-255: divide it by 255." if 30 * expected < largest < 2000 * expected else "Rescale it."
+        raise ValueError(
+            f"y reaches {largest:.4g}, but measurements of images in [0, 1] by this operator reach about "
+            f"{expected:.3g}. {hint}"
+        )
+
+
+def check_positive(name: str, value: object, whole: bool = False) -> None:
+    r"""Raises a ValueError unless `value` is a positive number (a positive whole number if `whole`)."""
+    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):  # type: ignore[operator]
+        what = "a positive whole number" if whole else "a positive number"
+        raise ValueError(f"{name} is {value!r}, expected {what}. Try {name}={1 if whole else 1.0}.")

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from emprior._noise import Noise
 from emprior._types import Image, PerImage
 
 
@@ -117,7 +118,10 @@ class Prior(Energy):
     """
 
     curvature: float = 1.0
-    """A typical large eigenvalue of the Hessian of `E`; samplers scale their first step by it."""
+    """A typical large eigenvalue of the Hessian of `E`; samplers scale their steps by its inverse."""
+
+    time_unit: float = 1.0
+    """The step of :math:`-\nabla E` that a unit of transport time amounts to; see `emprior.solvers.Flow`."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -127,6 +131,10 @@ class Prior(Energy):
     def name(self) -> str:
         return "prior"
 
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        r"""Whether the energy is defined for images of `shape`."""
+        return tuple(shape) == self.shape
+
     @abstractmethod
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
         r"""Returns :math:`\mathbb{E}[\mathrm{clean} \mid x]` for `x` = clean + `sigma` times white noise.
@@ -135,6 +143,10 @@ class Prior(Energy):
             x: Noisy images, `(B, *shape)`.
             sigma: The noise's standard deviation in public units, a number or `(B,)`.
         """
+
+    @abstractmethod
+    def start(self, noise: Noise) -> Image:
+        r"""Draws the rows that the flow to data begins from, `(rows, *shape)`."""
 
     @abstractmethod
     def sample(self, n: int, *, seed: int = 0) -> Image:
@@ -147,6 +159,15 @@ class Fidelity(Energy):
     It holds the measurements of `B` images and evaluates `S B` rows, the samples of each image,
     ordered sample by sample: row `s B + b` belongs to image `b`.
     """
+
+    images: int
+    """The number of images, `B`."""
+
+    measured: tuple[int, ...]
+    """The shape of the measurements of one image."""
+
+    linear: bool
+    """Whether `f` is quadratic, so that `prox`, `curve`, `whiten` and `solve` are exact."""
 
     @property
     def name(self) -> str:
@@ -171,7 +192,11 @@ class Fidelity(Energy):
 
     @abstractmethod
     def whiten(self, noise: Tensor) -> Image:
-        r"""Maps white noise `(S B, whitening)` to rows of covariance `H`."""
+        r"""Maps white noise `(S B, *measured)` to rows of covariance `H`."""
+
+    @abstractmethod
+    def solve(self, v: Image, gamma: float | PerImage) -> Image:
+        r"""Returns :math:`(I + \gamma H)^{-1} v`."""
 
 
 class Posterior(Sum):

@@ -36,17 +36,19 @@ class GaussianFidelity(Fidelity):
         tensor([8., 8.])
     """
 
-    def __init__(self, operator: Physics, y: Tensor, sigma: float | None = None) -> None:
+    def __init__(self, operator: Physics, y: Tensor, sigma: float | Tensor | None = None) -> None:
         from deepinv.physics import LinearPhysics
 
-        from emprior.operators import as_operator, resolve_sigma
+        from emprior.operators import as_operator, cast, resolve_sigma
 
         super().__init__()
-        self.operator = as_operator(operator)
-        self.sigma = resolve_sigma(self.operator, sigma)
+        self.operator = cast(as_operator(operator), y)
+        level = resolve_sigma(self.operator, sigma)
+        self.sigma = level if isinstance(level, float) else level.to(y)
         self.linear = isinstance(self.operator, LinearPhysics)
         self.register_buffer("y", y)
         self.y: Tensor
+        self.images, self.measured = len(y), tuple(y.shape[1:])
         tensors = [*self.operator.buffers(), *self.operator.parameters()]
         self.per_image = any(len(t) == len(y) > 1 for t in tensors if t.ndim > 1)
 
@@ -55,9 +57,8 @@ class GaussianFidelity(Fidelity):
 
     def misfit(self, x: Image) -> Tensor:
         r"""Returns :math:`(A x - y) / \sigma`, `(S B, *measured)`."""
-        samples = len(x) // len(self.y)
-        y = self.y.repeat(samples, *(1,) * (self.y.ndim - 1))
-        return (self._map(self.operator.A, x) - y) / self.sigma
+        y = self.y.repeat(len(x) // self.images, *(1,) * (self.y.ndim - 1))
+        return (self._map(self.operator.A, x) - y) / self._level(y)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         with torch.no_grad():
@@ -66,29 +67,33 @@ class GaussianFidelity(Fidelity):
 
     def pull(self, r: Tensor, x: Image) -> Image:
         r"""Returns :math:`J(x)^\top r / \sigma`, with `J` the Jacobian of the operator."""
+        r = r / self._level(r)
         if self.linear:
-            return self._map(self.operator.A_adjoint, r / self.sigma)
-        B = len(self.y)
+            return self._map(self.operator.A_adjoint, r)
         if not self.per_image:
-            return self.operator.A_vjp(x, r / self.sigma)
-        pairs = zip(x.split(B), r.split(B), strict=True)
-        return torch.cat([self.operator.A_vjp(a, b / self.sigma) for a, b in pairs])
+            return self.operator.A_vjp(x, r)
+        pairs = zip(x.split(self.images), r.split(self.images), strict=True)
+        return torch.cat([self.operator.A_vjp(a, b) for a, b in pairs])
 
     def residual(self, x: Image) -> PerImage:
+        from emprior.operators import observed
+
         with torch.no_grad():
-            return self.misfit(x).flatten(1).square().mean(1).sqrt()
+            seen = observed(self.operator, x[: self.images]).flatten(1).sum(1)
+            squares = self.misfit(x).flatten(1).square().sum(1)
+            return (squares / seen.repeat(len(x) // self.images)).sqrt()
 
     def curve(self, v: Image) -> Image:
         r"""Returns :math:`A^\top A v / \sigma^2`, or zero for a nonlinear operator."""
         if not self.linear:
             return torch.zeros_like(v)
         with torch.no_grad():
-            return self._map(self.operator.A_adjoint, self._map(self.operator.A, v)) / self.sigma**2
+            return self._map(self.operator.A_adjoint, self._map(self.operator.A, v)) / self._level(v) ** 2
 
     def whiten(self, noise: Tensor) -> Image:
         r"""Returns :math:`A^\top n / \sigma` for white noise `n` of the measurements' shape."""
         with torch.no_grad():
-            return self._map(self.operator.A_adjoint, noise) / self.sigma
+            return self._map(self.operator.A_adjoint, noise) / self._level(noise)
 
     def prox(self, x: Image, gamma: float | PerImage) -> Image:
         r"""Returns :math:`(I + \gamma A^\top A / \sigma^2)^{-1} (x + \gamma A^\top y / \sigma^2)`.
@@ -110,15 +115,42 @@ class GaussianFidelity(Fidelity):
         with torch.no_grad():
             return conjugate_gradients(lambda p: p + step * self.curve(p), v)
 
-    def _descend(self, x: Image, step: Tensor, steps: int = 100) -> Image:
-        from emprior.solvers.descent import descend
+    def _descend(self, x: Image, step: Tensor, steps: int = 200, tolerance: float = 1e-4) -> Image:
+        r"""Descends on :math:`f(z) + \|z - x\|^2 / 2 \gamma` by Barzilai-Borwein steps with backtracking."""
 
-        raise NotImplementedError
+        def objective(z: Image) -> tuple[Tensor, Image]:
+            value, gradient = self.value_and_grad(z)
+            return value.reshape(step_shape) + _dot(z - x, z - x) / (2 * step), gradient + (z - x) / step
+
+        step_shape = (-1, *(1,) * (x.ndim - 1))
+        z = x
+        value, gradient = objective(z)
+        goal = tolerance**2 * _dot(gradient, gradient)
+        reach = step.expand_as(value).clone()
+        for _ in range(steps):
+            active = _dot(gradient, gradient) > goal
+            if not active.any():
+                break
+            trial = z - reach * gradient
+            there, slope = objective(trial)
+            taken = active & (there <= value - 1e-4 * reach * _dot(gradient, gradient))
+            move, change = trial - z, slope - gradient
+            product = _dot(move, change)
+            fresh = torch.where(product > 0, _dot(move, move) / product, 2 * reach)
+            reach = torch.where(taken, fresh, torch.where(active, reach / 4, reach))
+            z, value = torch.where(taken, trial, z), torch.where(taken, there, value)
+            gradient = torch.where(taken, slope, gradient)
+        return z
+
+    def _level(self, rows: Tensor) -> float | Tensor:
+        if isinstance(self.sigma, float):
+            return self.sigma
+        return _column(self.sigma.repeat(len(rows) // self.images), rows)
 
     def _map(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         if not self.per_image:
             return function(rows)
-        return torch.cat([function(part) for part in rows.split(len(self.y))])
+        return torch.cat([function(part) for part in rows.split(self.images)])
 
 
 def conjugate_gradients(

@@ -47,8 +47,9 @@ class LocalPotential(nn.Module):
 
     .. math:: V(x) = \sum_p \phi_p(x),
 
-    where :math:`\phi_p` is a network of the image around the patch: `V` is extensive, it grows
-    with the image, and its terms can be mapped.
+    where :math:`\phi_p = \langle l_p(x), r_p(x) \rangle` is a product of two feature vectors of the image
+    around the patch, bilinear so that the quadratic growth of `V` needs no large weights. `V` is
+    extensive: it grows with the image, and its terms can be mapped.
 
     Arguments:
         channels: The number of image channels.
@@ -61,11 +62,12 @@ class LocalPotential(nn.Module):
         self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
     ) -> None:
         super().__init__()
-        self.field = UNet(channels, 1, patch, widths, blocks)
+        self.field = UNet(channels, 2 * widths[0], patch, widths, blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
-        return total(self.field(pad_to_multiple(x, self.field.stride)))
+        left, right = self.field(pad_to_multiple(x, self.field.stride)).chunk(2, dim=1)
+        return total(left * right)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -27,7 +27,8 @@ class UNet(nn.Module):
 
     The image is cut into `patch` x `patch` pixels by a space-to-depth step, so that all of the
     arithmetic happens at `1 / patch` of the resolution; each further entry of `widths` halves it
-    again. There is no normalisation layer: an energy must see the scale of its input.
+    again. There is no normalisation layer: an energy must see the scale of its input. The way from
+    input to output through the residual identities is linear, so that no activation can shut it.
 
     Arguments:
         channels: The number of image channels, `C`.
@@ -73,4 +74,4 @@ class UNet(nn.Module):
         h = self.bottom(h)
         for stage, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
             h = stage(skip + F.pixel_shuffle(grow(h), 2))
-        return self.last(F.silu(h))
+        return self.last(h)

@@ -1,0 +1,7 @@
+r"""Priors: closed forms and the learned one."""
+
+from emprior.priors.gaussian import GaussianPrior
+from emprior.priors.mixture import GaussianMixturePrior
+from emprior.priors.network import NetworkPrior
+
+__all__ = ["GaussianMixturePrior", "GaussianPrior", "NetworkPrior"]

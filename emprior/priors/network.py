@@ -43,6 +43,10 @@ class NetworkPrior(Prior):
         self.time_unit = epsilon / 4
         self.thermal = (epsilon * interpolant.sigma_star) ** 0.5 / 2
 
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        r"""Whether `shape` has the channels of the training images; a fully convolutional network takes any size."""
+        return len(shape) == 3 and shape[0] == self.shape[0]
+
     def forward(self, x: Image) -> PerImage:
         r"""Returns :math:`E(x)` `(B,)` for images `(B, C, H, W)` in `[0, 1]`."""
         return self.potential(2 * x - 1) / self.epsilon
@@ -70,6 +74,10 @@ class NetworkPrior(Prior):
             leaf = z.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf)
         return gradient
+
+    def start(self, noise: Noise) -> Image:
+        r"""Draws white noise of the network's range, in public units: mean and deviation 1/2."""
+        return (noise.normal(*self.shape) + 1) / 2
 
     def sample(self, n: int, *, seed: int = 0, steps: int = 325, step_size: float = 0.01) -> Image:
         r"""Generates `n` images by following :math:`-\nabla V` from noise and warming to :math:`\epsilon`.

@@ -1,0 +1,173 @@
+r"""Operators that deepinv lacks, or whose proximal step or change of type it gets wrong.
+
+It imports deepinv, which is slow; import it inside functions only.
+"""
+
+# ruff: noqa: N802 - deepinv calls the operator A.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import deepinv
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+
+LARGEST_GRAM = 4096
+"""The largest Gram matrix that is diagonalised for an exact proximal step."""
+
+Gamma: TypeAlias = float | Tensor
+
+
+def refresh(module: nn.Module) -> None:
+    r"""Computes the spectrum of a filter anew, in the type and on the device of the filter.
+
+    `nn.Module.to(torch.float64)` turns complex buffers real, and deepinv keeps its spectra in such.
+    """
+    if getattr(module, "filter", None) is None:
+        return
+    if isinstance(module, deepinv.physics.BlurFFT):
+        spectra = module.get_filter_parameters(module.img_size, module.filter, module.filter.device)
+    elif isinstance(module, deepinv.physics.Downsampling):
+        size = module.imsize or module.imsize_dynamic
+        spectra = module.get_filter_parameters(size, module.filter, module.factor, module.filter.device)
+    else:
+        return
+    module._buffers.update({name: value for name, value in spectra.items() if isinstance(value, Tensor)})
+
+
+class BlurFFT(deepinv.physics.BlurFFT):
+    r"""deepinv's circular blur, which survives `.to(torch.float64)`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BlurFFT:
+        return _apply_real(self, super()._apply, fn, recurse, ("angle",))
+
+
+class Downsampling(deepinv.physics.Downsampling):
+    r"""deepinv's circular blur and decimation, which survives `.to(torch.float64)`.
+
+    Its proximal step goes through the low-resolution grid, where :math:`A A^\top` is a circular convolution,
+
+    .. math:: z + A^\top (\gamma^{-1} + A A^\top)^{-1} (y - A z)
+
+    and keeps single precision at large :math:`\gamma`, where deepinv's form loses four digits.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Downsampling:
+        return _apply_real(self, super()._apply, fn, recurse, ("Fh", "Fhc", "Fh2"))
+
+    def prox_l2(self, z: Any, y: Tensor, gamma: Gamma, use_fft: bool = True, **kwargs: Any) -> Tensor:
+        if not use_fft or self.padding != "circular":
+            return super().prox_l2(z, y, gamma, use_fft=use_fft, **kwargs)
+        z = _start(self, z, y)
+        residual = y - self.A(z)
+        solved = torch.fft.fft2(residual) / (1 / _column(gamma, z) + self._gain())
+        return z + self.A_adjoint(torch.fft.ifft2(solved).real)
+
+    def _gain(self) -> Tensor | float:
+        if self.filter is None:
+            return 1.0
+        power = self.Fh.abs().square()
+        *rows, height, width = power.shape
+        f = self.factor
+        return power.reshape(*rows, f, height // f, f, width // f).mean(dim=(-4, -2))
+
+
+class MatrixPhysics(deepinv.physics.LinearPhysics):
+    r"""The operator :math:`y = M \, \mathrm{vec}(x)`, with an exact proximal step.
+
+    With :math:`M M^\top = U \Lambda U^\top`, found once,
+
+    .. math:: \arg\min_x \tfrac{\gamma}{2} \|M x - y\|^2 + \tfrac{1}{2} \|x - z\|^2
+              = z + M^\top U (\gamma^{-1} + \Lambda)^{-1} U^\top (y - M z)
+
+    Arguments:
+        matrix: The matrix, `(m, n)`.
+        shape: The shape of one image, of `n` numbers.
+    """
+
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(img_size=tuple(shape), **kwargs)
+        self.register_buffer("matrix", matrix)
+        self._spectrum: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x).mT
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        return (y.flatten(1) @ self.matrix.to(y)).reshape(-1, *self.img_size)
+
+    def prox_l2(self, z: Any, y: Tensor, gamma: Gamma, **kwargs: Any) -> Tensor:
+        if min(self.matrix.shape) > LARGEST_GRAM:
+            return super().prox_l2(z, y, gamma, **kwargs)
+        z = _start(self, z, y)
+        values, vectors = (part.to(z) for part in self.spectrum())
+        damping = 1 / _column(gamma, z).flatten(1) + values
+        rows, columns = self.matrix.shape
+        residual = y - self.A(z)
+        if rows <= columns:
+            return z + self.A_adjoint((residual @ vectors / damping) @ vectors.mT)
+        step = self.A_adjoint(residual).flatten(1)
+        return z + ((step @ vectors / damping) @ vectors.mT).reshape(z.shape)
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        r"""Returns the eigenvalues and eigenvectors of the smaller of :math:`M M^\top` and :math:`M^\top M`."""
+        if self._spectrum is None or self._spectrum[0] is not self.matrix:
+            matrix = self.matrix.double()
+            gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
+            values, vectors = torch.linalg.eigh(gram)
+            self._spectrum = (self.matrix, values.clamp(min=0).to(self.matrix), vectors.to(self.matrix))
+        return self._spectrum[1:]
+
+
+class SciPyPhysics(deepinv.physics.LinearPhysics):
+    r"""A `scipy.sparse.linalg.LinearOperator` on flattened images, computed by NumPy in double precision.
+
+    Arguments:
+        linear: The operator, `(m, n)`.
+        shape: The shape of one image, of `n` numbers.
+    """
+
+    def __init__(self, linear: LinearOperator, shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(img_size=tuple(shape), **kwargs)
+        self.linear = linear
+
+    def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return _Multiply.apply(x.flatten(1), self.linear, self.linear.H)
+
+    def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+        return _Multiply.apply(y.flatten(1), self.linear.H, self.linear).reshape(-1, *self.img_size)
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, linear: LinearOperator, adjoint: LinearOperator) -> Tensor:
+        ctx.linear, ctx.adjoint = linear, adjoint
+        columns = rows.detach().cpu().double().numpy().T
+        return torch.from_numpy(np.ascontiguousarray(linear.matmat(columns).T)).to(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Multiply.apply(gradient, ctx.adjoint, ctx.linear), None, None
+
+
+def _apply_real(module: Any, apply: Callable, fn: Callable, recurse: bool, spectra: tuple[str, ...]) -> Any:
+    for name in spectra:
+        if name in module._buffers:
+            module._buffers[name] = None
+    apply(fn, recurse)
+    refresh(module)
+    return module
+
+
+def _column(gamma: Gamma, z: Tensor) -> Tensor:
+    return torch.as_tensor(gamma, dtype=z.dtype, device=z.device).reshape(-1, *(1,) * (z.ndim - 1))
+
+
+def _start(physics: Any, z: Any, y: Tensor) -> Tensor:
+    if isinstance(z, Tensor) and z.ndim:
+        return z
+    return torch.full_like(physics.A_adjoint(y), 0.0 if z is None else float(z))

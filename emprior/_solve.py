@@ -1,0 +1,214 @@
+r"""The verb: names become objects here, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from emprior._check import check_measurement, check_positive, check_range, nearest
+from emprior._noise import Noise, generator
+from emprior._types import Image
+from emprior.energy import Posterior, Prior
+from emprior.fidelity import GaussianFidelity
+from emprior.hub import load_prior
+from emprior.interaction import Interaction
+from emprior.operators import as_operator
+from emprior.result import Diagnostics, Result, Status
+from emprior.solvers import METHODS, Flow, Method, Run, Stage, run
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+logger = logging.getLogger("emprior")
+
+
+def solve(
+    operator: Physics,
+    y: Tensor,
+    prior: str | Prior = "cifar10",
+    *,
+    method: str = "map",
+    weight: float = 1.0,
+    samples: int = 1,
+    sigma: float | None = None,
+    interaction: Interaction | None = None,
+    x0: Image | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Result:
+    r"""Solves an inverse problem with an energy prior.
+
+    The posterior of an image `x` in `[0, 1]` given measurements :math:`y = A x + \sigma n` is
+
+    .. math:: -\log p(x \mid y) = \frac{1}{2 \sigma^2} \|y - A x\|^2 + w E(x) + \mathrm{const},
+
+    which `method` minimises or samples:
+
+    - `"map"`: graduated continuation, then monotone descent; `"continuation"` and `"descent"` alone.
+    - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after a warm start.
+    - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after a warm start.
+    - `"flow"`: Energy Matching's sampler, from noise to data under the measurements; fast and biased.
+
+    An image's result depends on its measurements, the options and the seed, never on the rest of the batch.
+
+    Arguments:
+        operator: A deepinv physics `A`, or what `emprior.as_operator` wraps.
+        y: Measurements of `B` images, `(B, *measured)`, float32 or float64.
+        prior: A prior, the name of a bundled one, or the path of a prior's folder.
+        method: The name of a method.
+        weight: The factor `w` of the prior energy; 1 is Bayes' rule.
+        samples: The number `S` of chains (or of starts, of which MAP keeps the lowest in energy) for each image.
+        sigma: The noise's standard deviation in public units; read from the operator unless given.
+        interaction: An energy between the samples of an image.
+        x0: Where to start from, `(B, *shape)`, instead of the method's own start.
+        steps: Iterations of the method, burn-in included.
+        seed: The seed of all randomness.
+        progress: Whether to show a bar; by default only on a terminal.
+        callback: Called after each iteration with its index and the rows `(S, B, *shape)`.
+
+    Returns:
+        The estimate, samples, mean and standard deviation, diagnostics and status.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: An argument does not fit the others; the message names the cure.
+    """
+    y = check_measurement(y)
+    check_positive("samples", samples, whole=True)
+    check_positive("weight", weight)
+    recipe = _method(method)
+    if steps is not None:
+        check_positive("steps", steps, whole=True)
+    if interaction is not None and samples < 2:
+        raise ValueError(f"an interaction is between samples, but samples is {samples}. Pass samples=2 or more.")
+    prior = _prior(prior, y)
+    fidelity = GaussianFidelity(as_operator(operator, prior.shape), y, sigma)
+    shape = _image_shape(fidelity, prior, x0)
+    _check_fit(fidelity, prior, shape)
+
+    posterior = Posterior(fidelity, prior, weight, interaction.among(samples).to(y) if interaction else None)
+    noise = Noise([(seed, _digest(image), s) for s in range(samples) for image in y], y.device, y.dtype)
+    if x0 is None:
+        x = fidelity.prox(torch.full((samples * len(y), *shape), 0.5, dtype=y.dtype, device=y.device), 1.0)
+    else:
+        x = x0.to(y).repeat(samples, *(1,) * len(shape))
+    count = recipe.steps if steps is None else steps
+    stages = recipe.stages(count)
+    if recipe.warm and recipe.samples and x0 is None:
+        stages = [Stage(Flow(), WARM_UP, burn_in=WARM_UP), *stages]
+    shown = sys.stderr.isatty() if progress is None else progress
+    outcome = run(stages, posterior, x, noise, len(y), shown, callback)
+    config = {
+        "method": method,
+        "prior": getattr(prior, "title", type(prior).__name__),
+        "weight": float(weight),
+        "samples": samples,
+        "sigma": fidelity.sigma if isinstance(fidelity.sigma, float) else fidelity.sigma.tolist(),
+        "steps": count,
+        "seed": seed,
+    }
+    return _result(outcome, posterior, fidelity, recipe, config)
+
+
+WARM_UP = 150
+"""Iterations of the flow that brings chains from noise to the posterior."""
+
+
+def _result(
+    outcome: Run, posterior: Posterior, fidelity: GaussianFidelity, recipe: Method, config: dict[str, object]
+) -> Result:
+    samples = outcome.x.unflatten(0, (-1, outcome.images))
+    if recipe.samples and outcome.moments.mean is not None:
+        estimate, std = outcome.moments.mean, outcome.moments.std()
+    else:
+        lowest = outcome.trace["energy"][-1].argmin(0)
+        estimate = torch.stack([samples[int(s), b] for b, s in enumerate(lowest)])
+        std = samples.std(0) if recipe.samples and len(samples) > 1 else None
+    diagnostics = Diagnostics(
+        status=tuple(outcome.status),
+        trace={name: torch.stack(values) for name, values in outcome.trace.items()},
+        residual=fidelity.residual(estimate),
+        acceptance=outcome.acceptance,
+        step_size=outcome.step_size,
+        gradient_evaluations=outcome.evaluations,
+        seconds=outcome.seconds,
+    )
+    status = Status.worst(outcome.status)
+    return Result(estimate, samples, estimate, std, diagnostics, status, config, fidelity.y)
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}. {nearest(str(name), METHODS)}")
+    return METHODS[name]
+
+
+def _prior(prior: str | Prior, y: Tensor) -> Prior:
+    if isinstance(prior, Prior):
+        tensors = [*prior.parameters(), *prior.buffers()]
+        moved = all(t.device == y.device and (not t.is_floating_point() or t.dtype == y.dtype) for t in tensors)
+        return prior if moved else copy.deepcopy(prior).to(y.device, y.dtype)
+    if isinstance(prior, torch.nn.Module) or not isinstance(prior, str | bytes | __import__("os").PathLike):
+        raise TypeError(f"prior is a {type(prior).__name__}, expected a name, a folder or an emprior.energy.Prior.")
+    return load_prior(prior).to(y.device, y.dtype)
+
+
+def _image_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image | None) -> tuple[int, ...]:
+    if x0 is not None:
+        if len(x0) != fidelity.images:
+            raise ValueError(f"x0 holds {len(x0)} images, but y holds {fidelity.images}. Pass one start for each.")
+        return tuple(x0.shape[1:])
+    if _measures(fidelity, prior.shape):
+        return prior.shape
+    if fidelity.linear:
+        try:
+            return tuple(fidelity.operator.A_adjoint(fidelity.y).shape[1:])
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            pass
+    raise ValueError(_mismatch(fidelity, prior, None))
+
+
+def _measures(fidelity: GaussianFidelity, shape: tuple[int, ...]) -> bool:
+    r"""Whether images of `shape` have measurements of the shape of `y`."""
+    y = fidelity.y
+    try:
+        with torch.no_grad():
+            return fidelity.operator.A(torch.zeros(len(y), *shape, dtype=y.dtype, device=y.device)).shape == y.shape
+    except (RuntimeError, ValueError, IndexError, AssertionError):
+        return False
+
+
+def _check_fit(fidelity: GaussianFidelity, prior: Prior, shape: tuple[int, ...]) -> None:
+    if not prior.accepts(shape) or not _measures(fidelity, shape):
+        raise ValueError(_mismatch(fidelity, prior, shape))
+    y = fidelity.y
+    probe = torch.rand(1, *shape, generator=generator("range"), dtype=torch.float64).to(y).expand(len(y), *shape)
+    with torch.no_grad():
+        typical = fidelity.operator.A(probe)
+    sigma = fidelity.sigma if isinstance(fidelity.sigma, float) else float(fidelity.sigma.max())
+    check_range(y, typical, sigma)
+
+
+def _mismatch(fidelity: GaussianFidelity, prior: Prior, shape: tuple[int, ...] | None) -> str:
+    title = getattr(prior, "title", type(prior).__name__)
+    name, kind = type(fidelity.operator).__name__, {1: "gray", 3: "RGB"}.get(prior.shape[0], "")
+    images = f" whose images have shape {shape}" if shape else ""
+    return (
+        f"y has shape {tuple(fidelity.y.shape)}, operator {name} is one{images or ' that takes no such measurements'}, "
+        f"and prior {title!r} is {kind + ' of ' if kind else 'of '}shape {prior.shape}. Pass measurements of {kind} images "
+        "of a matching size, or choose another prior from: emprior priors list"
+    )
+
+
+def _digest(image: Tensor) -> str:
+    content = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,177 @@
+r"""Prior cards and weights.
+
+A prior is a folder: `card.yaml`, which a person can read, and `weights.safetensors`, whose SHA-256 is in
+the card and is checked at every load. Names are looked up among the bundled priors, then in the
+cache folder (`EMPRIOR_CACHE`, by default the user's cache); a path to a folder works as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import nn
+
+from emprior._check import nearest
+from emprior._files import atomic
+from emprior._paths import cache_dir, pretrained_dir
+from emprior.interpolant import Interpolant
+from emprior.nets import make_potential
+from emprior.priors.network import NetworkPrior
+
+CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    r"""What is known of a prior.
+
+    Arguments:
+        name: Its name.
+        architecture: The network's registered name.
+        arguments: The network's arguments.
+        shape: The shape of one training image, `(C, H, W)`.
+        density: `sigma_star`, `blend` and the temperature `epsilon`.
+        sha256: The digest of the weights' file.
+        description: One line.
+        training: Data, licence, images seen, hardware, wall time, revision, settings.
+        metrics: Figures on held-out images.
+        solver: Solver settings validated with it.
+    """
+
+    name: str
+    architecture: str
+    arguments: dict[str, Any]
+    shape: list[int]
+    density: dict[str, float]
+    sha256: str
+    description: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    solver: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(folder: Path) -> Card:
+        r"""Reads the card of a folder.
+
+        Raises:
+            ValueError: The card is missing, is not YAML, or lacks or misspells a key.
+        """
+        path = folder / CARD
+        try:
+            tree = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise ValueError(f"no prior card at {path}: {error.strerror}. Give a folder with {CARD}.") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}. Restore it from the package.") from error
+        known = Card.__dataclass_fields__
+        if not isinstance(tree, dict):
+            raise ValueError(f"{path} is not a prior card: expected keys {', '.join(known)}.")
+        for key in tree:
+            if key not in known:
+                raise ValueError(f"{path}: unknown key {key!r}. {nearest(str(key), known)}")
+        try:
+            return Card(**tree)
+        except TypeError as error:
+            missing = str(error).partition("missing ")[2] or str(error)
+            raise ValueError(f"{path} is incomplete: missing {missing}. Restore it from the package.") from error
+
+
+def list_priors() -> list[str]:
+    r"""Returns the names of the bundled and cached priors."""
+    return sorted(_folders())
+
+
+def find_prior(name: str | Path) -> Path:
+    r"""Returns the folder of a prior by name or path.
+
+    Raises:
+        ValueError: There is none; the message lists those there are.
+    """
+    folders = _folders()
+    if str(name) in folders:
+        return folders[str(name)]
+    if (Path(name) / CARD).is_file():
+        return Path(name)
+    raise ValueError(
+        f"unknown prior {str(name)!r}. {nearest(str(name), folders)} A path to a folder with {CARD} works too; "
+        "list priors with: emprior priors list"
+    )
+
+
+def load_prior(name: str | Path) -> NetworkPrior:
+    r"""Loads a learned prior by name or folder.
+
+    Raises:
+        ValueError: The prior is unknown, its card is wrong, or its weights are not those of the card.
+    """
+    folder = find_prior(name)
+    card = Card.read(folder)
+    tensors = load_tensors(checked_bytes(folder, card))
+    potential = make_potential(card.architecture, **card.arguments)
+    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    try:
+        potential.load_state_dict(floats)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
+    interpolant = Interpolant(card.density["sigma_star"], card.density["blend"])
+    return NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
+
+
+def checked_bytes(folder: Path, card: Card) -> bytes:
+    r"""Returns the content of the weights' file, once its digest has matched the card.
+
+    Raises:
+        ValueError: The file is missing or is not the one that the card describes.
+    """
+    path = folder / WEIGHTS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}. Install the package again.") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.sha256:
+        raise ValueError(
+            f"{path} is corrupted: its SHA-256 is {digest[:12]}…, the card says {card.sha256[:12]}…. "
+            "Restore the file (install the package again, or git checkout it)."
+        )
+    return content
+
+
+def verify_prior(name: str | Path) -> Card:
+    r"""Checks a prior's card and weights by loading it and evaluating one energy; returns the card.
+
+    Raises:
+        ValueError: Something is wrong with it.
+    """
+    prior = load_prior(name)
+    value, gradient = prior.value_and_grad(torch.full((1, *prior.shape), 0.5))
+    if not (value.isfinite().all() and gradient.isfinite().all()):
+        raise ValueError(f"prior {str(name)!r} gives an energy that is not finite. Train it again.")
+    return Card.read(find_prior(name))
+
+
+def save_prior(folder: Path, potential: nn.Module, dtype: torch.dtype = torch.float32, **facts: Any) -> Card:
+    r"""Writes a prior folder; `facts` are the entries of :class:`Card` but the digest."""
+    tensors = {key: tensor.detach().cpu().to(dtype).contiguous() for key, tensor in potential.state_dict().items()}
+    content = dump_tensors(tensors)
+    card = Card(sha256=hashlib.sha256(content).hexdigest(), **facts)
+    with atomic(folder / WEIGHTS) as path:
+        path.write_bytes(content)
+    with atomic(folder / CARD) as path:
+        path.write_text(yaml.safe_dump(dict(card.__dict__), sort_keys=False, allow_unicode=True, width=110))
+    return card
+
+
+def _folders() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in (cache_dir() / "priors", pretrained_dir()):
+        if root.is_dir():
+            found |= {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CARD}"))}
+    return found

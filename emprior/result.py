@@ -1,0 +1,332 @@
+r"""What a solver returns, and the folder that keeps it."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emprior._files import CURE
+from emprior._types import Image, PerImage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Holder = TypeVar("Holder", "Diagnostics", "Result")
+
+FORMAT = "emprior result 1"
+HEADER, ARRAYS, PLAIN = "result.json", "arrays.safetensors", ("estimate", "mean", "std", "samples")
+FILES = {HEADER, ARRAYS, *(f"{name}.npy" for name in PLAIN)}
+
+
+class Status(enum.Enum):
+    r"""How a run ended, from best to worst; the values are the messages that a person reads."""
+
+    CONVERGED = "converged: the relative gradient fell below the tolerance"
+    SAMPLED = "all requested steps were taken"
+    STALLED = "the line search could find no lower energy: at the limit of floating point"
+    EXHAUSTED = "the steps ran out before the tolerance was met; raise steps"
+    INTERRUPTED = "interrupted before the last step; the result holds the steps that were taken"
+    DIVERGED = "diverged: the energy kept growing; lower step_size"
+    NON_FINITE = "the energy became infinite or NaN; lower step_size, or check y and sigma"
+
+    @property
+    def ok(self) -> bool:
+        r"""Whether the result can be used as it is."""
+        return self in (Status.CONVERGED, Status.SAMPLED, Status.STALLED)
+
+    @staticmethod
+    def worst(statuses: Iterable[Status]) -> Status:
+        r"""Returns the status of a batch, the worst of its images'."""
+        return max(statuses, key=list(Status).index)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnostics:
+    r"""What a run says about itself.
+
+    Arguments:
+        status: How each of the `B` images ended.
+        trace: The entry `"step"` `(K,)` counts the steps at which the run was recorded, and one entry
+            for each term of the energy, such as `"energy"`, `"fidelity"` and `"prior"`, `(K, S, B)`,
+            holds its values in nats.
+        residual: The root mean square of :math:`(y - A x) / \sigma` at the estimate, `(B,)`; about 1
+            at the truth.
+        acceptance: The share of accepted proposals, `(B,)`; `None` for a method that always accepts.
+        step_size: The last step size, `(B,)`; `None` for a method without one.
+        gradient_evaluations: How often :math:`\nabla E` of the prior was evaluated, per image and chain.
+        seconds: The wall time.
+    """
+
+    status: tuple[Status, ...]
+    trace: dict[str, Tensor]
+    residual: PerImage
+    acceptance: PerImage | None = None
+    step_size: PerImage | None = None
+    gradient_evaluations: int = 0
+    seconds: float = 0.0
+
+    def summary(self) -> dict[str, float]:
+        r"""Returns means over the images, to print.
+
+        The terms of the energy are those at the last recorded step; `"ok"` is the share of images
+        whose status is.
+        """
+        out = {name: self.trace[name][-1] for name in self.trace if name != "step" and len(self.trace[name])}
+        vectors = {"residual": self.residual, "acceptance": self.acceptance, "step_size": self.step_size}
+        out |= {name: vector for name, vector in vectors.items() if vector is not None}
+        numbers = {name: value.double().mean().item() for name, value in out.items()}
+        numbers["ok"] = sum(status.ok for status in self.status) / max(1, len(self.status))
+        return numbers | {"gradient_evaluations": float(self.gradient_evaluations), "seconds": self.seconds}
+
+    def __repr__(self) -> str:
+        return f"Diagnostics({', '.join(f'{name}={value:.4g}' for name, value in self.summary().items())})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    r"""The answer to an inverse problem.
+
+    Arguments:
+        estimate: The point estimate, `(B, *shape)`: the MAP of a descent, the posterior mean of a sampler.
+        samples: The samples, or the descents from several starts, `(S, B, *shape)`.
+        mean: The posterior mean, `(B, *shape)`; for MAP, the estimate.
+        std: The standard deviation of each pixel under the posterior, `(B, *shape)`. It is `None` for
+            MAP, which finds a mode and knows nothing of the width around it.
+        diagnostics: What the run says about itself.
+        status: How the run ended, the worst of its images'.
+        config: What was run: names and numbers that JSON can hold.
+        measurement: The measurements, `(B, ...)`.
+
+    Example:
+        >>> x, ran = torch.full((1, 1, 2, 2), 0.5), Diagnostics((Status.CONVERGED,), {}, torch.ones(1))
+        >>> Result(x, x[None], x, None, ran, Status.CONVERGED, {"method": "map"})
+        Result(1 image (1, 2, 2), 1 sample, converged: the relative gradient fell below the tolerance)
+    """
+
+    estimate: Image
+    samples: Tensor
+    mean: Image
+    std: Image | None
+    diagnostics: Diagnostics
+    status: Status
+    config: dict[str, Any]
+    measurement: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Result:
+        r"""Returns the result with its tensors on `device`."""
+        return _each(self, lambda x: x.to(device))
+
+    def plot(self, index: int = 0, truth: Image | None = None) -> Figure:
+        r"""Draws one image of the result; see :func:`emprior.plot.figure`."""
+        from emprior.plot import figure
+
+        return figure(self, index, truth)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        r"""Saves the result as a folder, whole or not at all.
+
+        `result.json` holds the configuration, the status and the diagnostics, and `arrays.safetensors`
+        every tensor. Copies for other programs are `estimate.npy`, `mean.npy`, `std.npy` and
+        `samples.npy`, with bfloat16 widened to float32. An earlier result in `path` is replaced; other
+        files beside it stay.
+
+        Raises:
+            FileExistsError: `path` is a file, or a folder that holds something but no result.
+            TypeError: The configuration holds what JSON cannot.
+            OSError: The folder cannot be written to or the disk is full; nothing is left.
+        """
+        folder = Path(path).resolve()
+        if folder.exists() and not _replaceable(folder):
+            raise FileExistsError(
+                f"{path} already holds something that is not a saved result, and it was left alone. "
+                "Give a new or an empty folder, or one that Result.save wrote."
+            )
+        _check_config(self.config, "config")
+        try:
+            with _in_place_of(folder) as fresh:
+                _write(self, fresh)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}. {CURE}") from error
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Result:
+        r"""Loads a result that :meth:`save` wrote, bit for bit, to the CPU.
+
+        Raises:
+            FileNotFoundError: There is no result in `path`.
+            ValueError: The files are damaged, or another version wrote them.
+        """
+        folder = Path(path)
+        for name in (HEADER, ARRAYS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"no result in {path}: it lacks {name}. Give a folder that Result.save wrote.")
+        try:
+            return _read(folder)
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise ValueError(
+                f"the result in {path} cannot be read: {error}. "
+                "Copy the folder again from where it was written, or run solve again."
+            ) from error
+
+    def __repr__(self) -> str:
+        (images, *shape), samples = self.estimate.shape, len(self.samples)
+        counts = f"{images} image{'s' * (images != 1)} {tuple(shape)}, {samples} sample{'s' * (samples != 1)}"
+        return f"Result({counts}, {self.status.value})"
+
+
+def _each(holder: Holder, change: Callable[[Tensor], Tensor]) -> Holder:
+    changed: dict[str, Any] = {}
+    for field in fields(holder):
+        value = getattr(holder, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = change(value)
+        elif isinstance(value, Diagnostics):
+            changed[field.name] = _each(value, change)
+        elif field.name == "trace":
+            changed[field.name] = {name: change(entry) for name, entry in value.items()}
+    return replace(holder, **changed)
+
+
+def _write(result: Result, folder: Path) -> None:
+    run = result.diagnostics
+    parts = {name: getattr(result, name) for name in ("estimate", "samples", "mean", "std", "measurement")}
+    parts |= {name: getattr(run, name) for name in ("residual", "acceptance", "step_size")}
+    parts |= {f"trace/{name}": entry for name, entry in run.trace.items()}
+    tensors = {name: part.detach().cpu() for name, part in parts.items() if part is not None}
+    for name in PLAIN:
+        if name in tensors:
+            plain = tensors[name].float() if tensors[name].dtype == torch.bfloat16 else tensors[name]
+            np.save(folder / f"{name}.npy", plain.numpy())
+    complexes = [name for name, tensor in tensors.items() if tensor.is_complex()]
+    tensors |= {name: torch.view_as_real(tensors[name].resolve_conj()) for name in complexes}
+    # safetensors refuses tensors that share memory, as the estimate and the samples of a MAP do
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / ARRAYS)
+    header = {
+        "format": FORMAT,
+        "status": result.status.name,
+        "message": result.status.value,
+        "summary": {name: value if math.isfinite(value) else None for name, value in run.summary().items()},
+        "config": result.config,
+        "images": [status.name for status in run.status],
+        "gradient_evaluations": run.gradient_evaluations,
+        "seconds": run.seconds,
+        "trace": list(run.trace),
+        "complex": complexes,
+        "versions": {"emprior": _version(), "torch": torch.__version__, "python": platform.python_version()},
+        "sha256": _digest(folder / ARRAYS),
+    }
+    (folder / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(folder: Path) -> Result:
+    header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    if header["format"] != FORMAT:
+        raise ValueError(f"its format is {header['format']!r}, where this version reads {FORMAT!r}")
+    if header["sha256"] != _digest(folder / ARRAYS):
+        raise ValueError(f"{ARRAYS} is damaged, its sha256 is not the one in {HEADER}")
+    tensors = load_file(folder / ARRAYS)
+    tensors |= {name: torch.view_as_complex(tensors[name]) for name in header["complex"]}
+    return Result(
+        estimate=tensors["estimate"],
+        samples=tensors["samples"],
+        mean=tensors["mean"],
+        std=tensors.get("std"),
+        diagnostics=Diagnostics(
+            status=tuple(Status[name] for name in header["images"]),
+            trace={name: tensors[f"trace/{name}"] for name in header["trace"]},
+            residual=tensors["residual"],
+            acceptance=tensors.get("acceptance"),
+            step_size=tensors.get("step_size"),
+            gradient_evaluations=header["gradient_evaluations"],
+            seconds=header["seconds"],
+        ),
+        status=Status[header["status"]],
+        config=header["config"],
+        measurement=tensors.get("measurement"),
+    )
+
+
+def _replaceable(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        return json.loads((folder / HEADER).read_text(encoding="utf-8"))["format"].startswith("emprior result")
+    except FileNotFoundError:
+        return not any(folder.iterdir())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh, old = scratch / "new", scratch / "old"
+    try:
+        fresh.mkdir()
+        if folder.exists():
+            ours = {os.fspath(folder): FILES}
+            shutil.copytree(
+                folder, fresh, symlinks=True, ignore=lambda at, _: ours.get(os.fspath(at), set()), dirs_exist_ok=True
+            )
+        yield fresh
+        for file in fresh.iterdir():
+            if file.name in FILES:
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(fresh, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_config(value: object, where: str) -> None:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}, which JSON would turn into a string. Use str({key!r}).")
+            _check_config(entry, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _check_config(entry, f"{where}[{index}]")
+    elif not isinstance(value, str | int | float | None):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}, which JSON cannot hold. "
+            "Give str, int, float, bool, None, or lists and dicts of them."
+        )
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("emprior")
+    except PackageNotFoundError:
+        return "unknown"

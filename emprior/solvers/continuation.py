@@ -1,0 +1,59 @@
+r"""Graduated non-convexity: the energy smoothed by noise, then sharpened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from emprior._noise import Noise
+from emprior._types import Image
+from emprior.energy import Energy, Posterior
+from emprior.solvers.base import Info, Solver, State
+
+
+@dataclass(frozen=True)
+class Continuation(Solver):
+    r"""Alternates the prior's clean estimate and the exact proximal step of the data, as noise falls.
+
+    .. math:: u = D(x + \sigma_k n, \sigma_k), \qquad
+              x \leftarrow \arg\min_z f(z) + \frac{w}{2 \rho \sigma_k^2} \|z - u\|^2
+
+    with :math:`D` the prior's denoiser, one gradient of the energy, and :math:`\sigma_k` falling
+    geometrically from `start` to `stop`. The last step leaves the noise out. Each smoothed problem is nearly convex
+    and hands its solution to a sharper one.
+
+    References:
+        | Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023)
+        | https://arxiv.org/abs/2305.08995
+        | PnP-Flow: Plug-and-Play Image Restoration with Flow Matching (Martin et al., 2025)
+        | https://arxiv.org/abs/2410.02423
+
+    Arguments:
+        steps: The number of noise levels.
+        start: The first noise level, in public units.
+        stop: The last noise level, in public units.
+        trust: The factor :math:`\rho`, the squared error of the clean estimate relative to the noise.
+    """
+
+    steps: int = 60
+    start: float = 1.5
+    stop: float = 0.01
+    trust: float = 0.3
+
+    def init(self, energy: Energy, x: Image, noise: Noise) -> State:
+        if not isinstance(energy, Posterior):
+            raise TypeError(f"Continuation needs a Posterior (a fidelity and a prior), got {type(energy).__name__}.")
+        return State(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+
+    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
+        assert isinstance(energy, Posterior)
+        share = state.count / max(1, self.steps - 1)
+        sigma = self.start ** (1 - share) * self.stop**share
+        x = state.x
+        if state.count < self.steps - 1:
+            x = x + sigma * noise.normal(*x.shape[1:])
+        u = energy.prior.denoise(x, sigma)
+        x = energy.fidelity.prox(u, self.trust * sigma**2 / energy.weight)
+        done = torch.full_like(state.done, state.count + 1 >= self.steps)
+        return State(x, state.count + 1, done), Info()

@@ -1,0 +1,69 @@
+r"""Figures of a prior on held-out images, for its card."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emprior._noise import Noise, generator
+from emprior._types import PerImage
+from emprior.priors.network import NetworkPrior
+
+LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
+
+
+def denoising_psnr(prior: NetworkPrior, images: Tensor, sigma: float, seed: int = 0) -> float:
+    r"""Returns the mean PSNR, in dB, of the prior's clean estimate of images `(B, C, H, W)` under noise `sigma`."""
+    random = generator(seed, "denoising")
+    noisy = images + sigma * torch.randn(images.shape, generator=random).to(images)
+    clean = torch.cat([prior.denoise(part, sigma) for part in noisy.split(256)])
+    return float((-10 * (clean - images).square().flatten(1).mean(1).log10()).mean())
+
+
+def drift(prior: NetworkPrior, images: Tensor) -> PerImage:
+    r"""Returns :math:`-\langle \nabla V(z), z \rangle / \|z\|^2` at `z = 2 x - 1`, `(B,)`.
+
+    It is the rate at which the flow at temperature 0 moves an image outward; near 1 for an energy of transport alone,
+    and 0 where images are stationary.
+    """
+    z = 2 * images - 1
+    gradients = torch.cat([prior.potential_gradient(part) for part in z.split(256)])
+    return -(gradients * z).flatten(1).sum(1) / z.square().flatten(1).sum(1)
+
+
+def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: float = 0.01) -> dict[str, Any]:
+    r"""Runs unadjusted Langevin at the prior's temperature from clean images, and follows their statistics.
+
+    .. math:: z \leftarrow z - h \nabla V(z) + \sqrt{2 h \epsilon}\, n
+
+    Returns:
+        At steps 0, 100 and `steps`: the standard deviation of all pixels in `[0, 1]`, the mean energy
+        `V`, and the spread of `V` over images.
+    """
+    z = 2 * images - 1
+    noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
+    out: dict[str, list[float]] = {"step": [], "pixel_std": [], "energy": [], "spread": []}
+    for step in range(steps + 1):
+        if step in (0, min(100, steps // 2), steps):
+            with torch.no_grad():
+                v = torch.cat([prior.potential(part) for part in z.split(256)])
+            figures = (step, float(z.std()) / 2, float(v.mean()), float(v.std()))
+            for key, value in zip(out, figures, strict=True):
+                out[key].append(round(value, 4))
+        n = noise.normal(*z.shape[1:])
+        gradient = torch.cat([prior.potential_gradient(part) for part in z.split(256)])
+        z = z - step_size * gradient + math.sqrt(2 * step_size * prior.epsilon) * n
+    return out
+
+
+def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_steps: int = 300) -> dict[str, Any]:
+    r"""Returns the figures of a card for held-out images `(B, C, H, W)` in `[0, 1]`."""
+    return {
+        "images": len(images),
+        "denoising_psnr": {str(s): round(denoising_psnr(prior, images, s), 2) for s in LEVELS},
+        "drift": round(float(drift(prior, images).mean()), 4),
+        "chain": {"images": chain_images, **chain(prior, images[:chain_images], chain_steps)},
+    }
