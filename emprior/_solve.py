@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ logger = logging.getLogger("emprior")
 def solve(
     operator: Physics,
     y: Tensor,
-    prior: str | Prior = "cifar10",
+    prior: str | os.PathLike[str] | Prior = "cifar10",
     *,
     method: str = "map",
     weight: float = 1.0,
@@ -152,12 +153,12 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _prior(prior: str | Prior, y: Tensor) -> Prior:
+def _prior(prior: str | os.PathLike[str] | Prior, y: Tensor) -> Prior:
     if isinstance(prior, Prior):
         tensors = [*prior.parameters(), *prior.buffers()]
         moved = all(t.device == y.device and (not t.is_floating_point() or t.dtype == y.dtype) for t in tensors)
         return prior if moved else copy.deepcopy(prior).to(y.device, y.dtype)
-    if isinstance(prior, torch.nn.Module) or not isinstance(prior, str | bytes | __import__("os").PathLike):
+    if not isinstance(prior, str | os.PathLike):
         raise TypeError(f"prior is a {type(prior).__name__}, expected a name, a folder or an emprior.energy.Prior.")
     return load_prior(prior).to(y.device, y.dtype)
 

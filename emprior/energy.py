@@ -209,10 +209,14 @@ class Posterior(Sum):
         interaction: An energy `W` between the samples of an image.
     """
 
+    fidelity: Fidelity
+    prior: Prior
+    interaction: Energy | None
+
     def __init__(
-        self, fidelity: Energy, prior: Energy, weight: float = 1.0, interaction: Energy | None = None
+        self, fidelity: Fidelity, prior: Prior, weight: float = 1.0, interaction: Energy | None = None
     ) -> None:
-        energies = {"fidelity": fidelity, "prior": prior if weight == 1 else Scaled(prior, weight)}
+        energies: dict[str, Energy] = {"fidelity": fidelity, "prior": prior if weight == 1 else Scaled(prior, weight)}
         if interaction is not None:
             energies["interaction"] = interaction
         super().__init__(energies)

@@ -3,11 +3,13 @@ r"""Data terms."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from emprior._noise import generator
 from emprior._types import Image, PerImage
 from emprior.energy import Fidelity
 
@@ -113,7 +115,35 @@ class GaussianFidelity(Fidelity):
         if not self.linear:
             return v
         with torch.no_grad():
+            if self.closed:
+                return self._invert(v, gamma)
             return conjugate_gradients(lambda p: p + step * self.curve(p), v)
+
+    def _invert(self, v: Image, gamma: float | PerImage) -> Image:
+        ratio = gamma / self.sigma**2
+        y = torch.zeros(len(v), *self.measured, dtype=v.dtype, device=v.device)
+        return self.operator.prox_l2(v, y, ratio)
+
+    @cached_property
+    def closed(self) -> bool:
+        r"""Whether the operator's own `prox_l2` is a closed form, found by solving a system with it."""
+        from deepinv.physics import LinearPhysics
+
+        own = type(self.operator).prox_l2 is not LinearPhysics.prox_l2
+        if not own or self.per_image or not isinstance(self.sigma, float):
+            return False
+        try:
+            shape = self.operator.A_adjoint(self.y[:1]).shape
+            probe = torch.randn(shape, generator=generator("closed"), dtype=torch.float64).to(self.y)
+            goal = (2e4 * torch.finfo(probe.dtype).eps) ** 2 * _dot(probe, probe)
+            for gamma in (self.sigma**2, 100 * self.sigma**2):
+                solved = self._invert(probe, gamma)
+                error = solved + gamma * self.curve(solved) - probe
+                if not bool(_dot(error, error) <= goal):
+                    return False
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            return False
+        return True
 
     def _descend(self, x: Image, step: Tensor, steps: int = 200, tolerance: float = 1e-4) -> Image:
         r"""Descends on :math:`f(z) + \|z - x\|^2 / 2 \gamma` by Barzilai-Borwein steps with backtracking."""

@@ -147,6 +147,8 @@ def test_samples_depend_on_their_seed_and_index_alone(prior):
     torch.testing.assert_close(draws[:2], posterior.sample(2, seed=3), rtol=0, atol=1e-12)
     alone = prior.posterior(lambda x: x, rand(2, *SHAPE)[:1], 0.5)
     torch.testing.assert_close(draws[:, :1], alone.sample(4, seed=3), rtol=0, atol=1e-12)
+    twins = prior.posterior(lambda x: x, rand(1, *SHAPE).expand(2, *SHAPE), 0.5).sample(1)[0]
+    assert not torch.allclose(twins[0], twins[1])
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -185,7 +187,7 @@ def test_log_evidence_is_the_density_of_the_measurements(prior, rows):
 def test_posterior_samples_have_its_moments():
     prior, n = make("full"), 4000
     A, y = rand(7, SIZE, seed=10), rand(2, 7, seed=11)
-    posterior = prior.posterior(linear(A), y, 0.2)
+    posterior = prior.posterior(linear(A), y, 1.0)
     draws = posterior.sample(n, seed=2).flatten(2)
     C = posterior.covariance
     z = (draws.mean(0) - posterior.mean.flatten(1)) / (C.diagonal() / n).sqrt()

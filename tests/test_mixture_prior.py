@@ -252,6 +252,8 @@ def test_samples_depend_on_their_seed_and_index_alone(prior):
     torch.testing.assert_close(draws[:2], posterior.sample(2, seed=3), rtol=0, atol=1e-12)
     alone = prior.posterior(lambda x: x, rand(2, *SHAPE)[:1], 0.5)
     torch.testing.assert_close(draws[:, :1], alone.sample(4, seed=3), rtol=0, atol=1e-12)
+    twins = prior.posterior(lambda x: x, rand(1, *SHAPE).expand(2, *SHAPE), 0.5).sample(1)[0]
+    assert not torch.allclose(twins[0], twins[1])
     assert torch.equal(state, torch.get_rng_state())
 
 

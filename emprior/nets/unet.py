@@ -9,17 +9,20 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    r"""`h + conv(silu(conv(silu(h))))`, the identity at initialisation."""
+    r"""`h + conv(silu(conv(silu(normalise(h)))))`, with :func:`normalise` over the channels of each position."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.second(F.silu(self.first(F.silu(h))))
+        return h + self.second(F.silu(self.first(F.silu(normalise(h)))))
+
+
+def normalise(h: Tensor) -> Tensor:
+    r"""Returns :math:`h / \sqrt{\mathrm{mean}_c h_c^2 + 0.01}`, smooth, and local so that any image size works alike."""
+    return h * (h.square().mean(1, keepdim=True) + 0.01).rsqrt()
 
 
 class UNet(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
@@ -153,7 +152,7 @@ class MALA(Solver):
 
 
 def _fidelity(energy: Energy) -> Fidelity | None:
-    return energy.fidelity if isinstance(energy, Posterior) and isinstance(energy.fidelity, Fidelity) else None
+    return energy.fidelity if isinstance(energy, Posterior) else None
 
 
 def _images(energy: Energy) -> int:

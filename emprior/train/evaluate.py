@@ -45,15 +45,18 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     """
     z = 2 * images - 1
     noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
+    marks = sorted({0, min(100, steps // 2), steps})
     out: dict[str, list[float]] = {"step": [], "pixel_std": [], "energy": [], "spread": []}
     for step in range(steps + 1):
-        if step in (0, min(100, steps // 2), steps):
+        if step in marks:
             with torch.no_grad():
                 v = torch.cat([prior.potential(part) for part in z.split(256)])
-            figures = (step, float(z.std()) / 2, float(v.mean()), float(v.std()))
+            figures = (step, float(z.std()) / 2, float(v.mean()), float(v.std(correction=0)))
             for key, value in zip(out, figures, strict=True):
                 out[key].append(round(value, 4))
-        n = noise.normal(*z.shape[1:])
+        if step == steps:
+            break
+        n = noise.normal(*z.shape[1:]).to(z)
         gradient = torch.cat([prior.potential_gradient(part) for part in z.split(256)])
         z = z - step_size * gradient + math.sqrt(2 * step_size * prior.epsilon) * n
     return out
@@ -65,5 +68,5 @@ def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_
         "images": len(images),
         "denoising_psnr": {str(s): round(denoising_psnr(prior, images, s), 2) for s in LEVELS},
         "drift": round(float(drift(prior, images).mean()), 4),
-        "chain": {"images": chain_images, **chain(prior, images[:chain_images], chain_steps)},
+        "chain": {"images": min(chain_images, len(images)), **chain(prior, images[:chain_images], chain_steps)},
     }

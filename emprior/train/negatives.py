@@ -26,9 +26,9 @@ def langevin(
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(potential(leaf).sum(), leaf)
-        n = torch.randn(x.shape, generator=generator, device=x.device)
+        n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         scale = (2 * step_size * temperature).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
-        x = x.detach() - step_size * gradient.float() + scale * n
+        x = x.detach() - step_size * gradient + scale * n
     return x
 
 

@@ -69,7 +69,7 @@ class EnergyMatchingLoss(nn.Module):
         x, target = self.interpolant.mix(x1, x0, s)
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)
-        error = (gradient.float() - target).square().flatten(1).mean(1)
+        error = (gradient - target).square().flatten(1).mean(1)
         if self.balance is None:
             return error.mean()
         return (error * self.interpolant.gain(s).square() / s.pow(self.balance)).mean()

@@ -1,0 +1,57 @@
+r"""The file from which a training is taken up."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emprior.train.config import Config
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def read_checkpoint(folder: str | Path, config: Config, device: str | torch.device = "cpu") -> dict[str, Any]:
+    r"""Reads the checkpoint of a folder and checks that it is one of this training.
+
+    Raises:
+        ValueError: There is none, it cannot be read, or it was made with another network, density or schedule.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint at {path}. Train first: emprior train CONFIG --out {folder}")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        saved, step = state["config"], state["step"]
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: {error}. Start anew with --fresh, or choose another --out folder."
+        ) from error
+    given = config.to_dict()
+    for section in ("net", "density"):
+        if saved[section] != given[section]:
+            raise ValueError(
+                f"{path} was trained with another {section!r} section: {saved[section]}. "
+                "Use that, another --out folder, or start anew with --fresh."
+            )
+    before, now = saved["transport"]["steps"], config.transport.steps
+    if step > before and now != before:
+        raise ValueError(
+            f"{path} began its contrast at iteration {before}, so transport.steps cannot become {now}. "
+            f"Use --set transport.steps={before}"
+        )
+    if now < step <= before:
+        raise ValueError(
+            f"{path} is at iteration {step} of the transport, beyond transport.steps={now}. "
+            f"To end the phase here, use --set transport.steps={step}"
+        )
+    return state
+
+
+def image_shape(state: dict[str, Any]) -> list[int] | None:
+    r"""Returns the shape of a checkpoint's images, `[C, H, W]`, or None where an early one does not tell."""
+    if "facts" in state:
+        return state["facts"]["shape"]
+    return None if state["chains"] is None else list(state["chains"].shape[1:])
