@@ -115,11 +115,11 @@ class GaussianFidelity(Fidelity):
         if not self.linear:
             return v
         with torch.no_grad():
-            if self.closed:
+            if self.closed and not isinstance(gamma, Tensor):
                 return self._invert(v, gamma)
             return conjugate_gradients(lambda p: p + step * self.curve(p), v)
 
-    def _invert(self, v: Image, gamma: float | PerImage) -> Image:
+    def _invert(self, v: Image, gamma: float) -> Image:
         ratio = gamma / self.sigma**2
         y = torch.zeros(len(v), *self.measured, dtype=v.dtype, device=v.device)
         return self.operator.prox_l2(v, y, ratio)

@@ -22,8 +22,8 @@ from emprior.solvers.descent import DescentState
 if TYPE_CHECKING:
     import deepinv
 
-PROX_STEPS = 500
-"""The most iterations of a proximal step; most take far fewer."""
+PROX_STEPS, PROX_MEMORY = 500, 20
+"""The most iterations of a proximal step (most take far fewer), and the curvature pairs that it keeps."""
 
 
 def as_deepinv_prior(prior: Prior) -> deepinv.optim.Prior:
@@ -93,7 +93,7 @@ class Anchor(Energy):
 
 @dataclass(frozen=True)
 class ProximalDescent(Solver):
-    r"""`Descent` that ends at a gradient of `tolerance` times the force at the start, and of one a pixel if that is less.
+    r"""`Descent` to a gradient of `tolerance` times the force at the start, or times one a pixel if that is less.
 
     Where `E` is convex the objective curves by 1 at least, so the gradient bounds the distance to the solution.
 
@@ -104,12 +104,16 @@ class ProximalDescent(Solver):
     tolerance: float
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> DescentState:
-        state = Descent(self.tolerance).init(energy, x, noise)
+        state = self.descent.init(energy, x, noise)
         scale = state.scale.clamp(max=x[0].numel() ** 0.5)
         return replace(state, scale=scale, done=(-state.slope).sqrt() <= self.tolerance * scale)
 
     def step(self, energy: Energy, state: DescentState, noise: Noise) -> tuple[State, Info]:
-        return Descent(self.tolerance).step(energy, state, noise)
+        return self.descent.step(energy, state, noise)
+
+    @property
+    def descent(self) -> Descent:
+        return Descent(self.tolerance, PROX_MEMORY)
 
 
 @torch.no_grad()

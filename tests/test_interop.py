@@ -43,9 +43,9 @@ def exact_prox(prior, x, gamma):
     return prior.mean + torch.linalg.solve(system, right.mT).mT.reshape(x.shape)
 
 
-@pytest.mark.parametrize("gamma", [1e-4, 1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("gamma", [1e-4, 1e-2, 1.0])
 def test_prox_of_a_stiff_gaussian_is_its_closed_form(gamma):
-    prior, x = gaussian(spread=1e5), images(3)
+    prior, x = gaussian(spread=1e3), images(3)
     found = as_deepinv_prior(prior).prox(x, None, gamma=gamma)
     torch.testing.assert_close(found, exact_prox(prior, x, gamma), rtol=0, atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_pgd_reaches_the_map(g_first):
         data_fidelity=deepinv.optim.L2(sigma=sigma),
         prior=as_deepinv_prior(prior),
         stepsize=stepsize,
-        max_iter=400,
+        max_iter=400 if g_first else 80,
         g_first=g_first,
     )
     found = method(y, physics)
@@ -139,7 +139,7 @@ def test_optim_builder_reaches_the_map():
         data_fidelity=deepinv.optim.L2(sigma=sigma),
         prior=as_deepinv_prior(prior),
         params_algo={"stepsize": sigma**2, "lambda": 1.0},
-        max_iter=200,
+        max_iter=80,
     )
     torch.testing.assert_close(method(y, physics), prior.posterior(physics, y, sigma).mean, rtol=0, atol=1e-6)
 
@@ -161,6 +161,7 @@ def test_ula_has_the_mean_of_the_posterior():
     with torch.random.fork_rng():
         means, _ = sampler.sample(y.expand(chains, *SHAPE), physics, seed=0)
     error = means.std(0) / chains**0.5
+    assert error.max() < 0.01
     assert bool(((means.mean(0) - prior.posterior(physics, y, sigma).mean[0]).abs() < 4.5 * error).all())
 
 
@@ -185,7 +186,7 @@ def test_pnp_reaches_the_fixed_point_of_its_denoiser():
         prior=deepinv.optim.PnP(as_denoiser(prior)),
         stepsize=sigma**2,
         sigma_denoiser=level,
-        max_iter=300,
+        max_iter=80,
     )
     # Wiener's filter at level s is the proximal step of s^2 E, so PnP weighs the prior by (s / sigma)^2
     weighed = GaussianPrior(prior.mean, prior.covariance_matrix() * (sigma / level) ** 2)

@@ -70,7 +70,7 @@ class GaussianPrior(Prior):
         self.register_buffer("mean", mean.detach().to(dtype, copy=True))
         self.covariance = covariance.to(mean.device, dtype)
         self.curvature = covariance.curvature()
-        self.time_unit = 1 / self.curvature
+        self.time_unit = 20 / self.curvature
 
     @classmethod
     def stationary(cls, mean: Tensor, kernel: Tensor | None = None, *, spectrum: Tensor | None = None) -> GaussianPrior:

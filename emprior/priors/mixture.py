@@ -72,7 +72,7 @@ class GaussianMixturePrior(Prior):
         self.register_buffer("means", means.detach().to(dtype, copy=True))
         self.covariances = covariances.to(means.device, dtype)
         self.curvature = covariances.curvature()
-        self.time_unit = 1 / self.curvature
+        self.time_unit = 20 / self.curvature
 
     @classmethod
     def low_rank(cls, weights: Tensor, means: Tensor, factors: Tensor, noise: float | Tensor) -> GaussianMixturePrior:

@@ -46,7 +46,7 @@ class Method:
 
 
 def _map(steps: int) -> list[Stage]:
-    levels = max(1, round(0.7 * steps))
+    levels = max(1, min(60, round(0.7 * steps)))
     return [Stage(Continuation(levels), levels), Stage(Descent(), max(1, steps - levels - 1))]
 
 

@@ -50,7 +50,7 @@ class Descent(Solver):
         memory: The number of curvature pairs.
     """
 
-    tolerance: float = 1e-3
+    tolerance: float = 1e-5
     memory: int = 10
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> DescentState:

@@ -3,7 +3,9 @@ r"""The settings of a training, from YAML and command-line overrides."""
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import yaml
 
 from emprior._check import nearest
+from emprior._yaml import Section, read_yaml
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Data:
 
     Arguments:
         source: A folder of images, a `.npy` stack `(N, H, W[, C])` uint8, or the root of a torchvision data set.
-        validation: The same for held-out images, on which the card's figures are measured.
+        validation: The same for held-out images, on which the card's figures are measured; of a torchvision
+            data set the test images are taken.
         size: The side that folder images are cropped and resized to.
         flip: Whether half of the images are mirrored.
         name: What the card calls the data.
@@ -110,8 +114,8 @@ class Contrast:
         steps: Iterations; 0 leaves the phase out.
         lr: The learning rate; `warmup`, `decay` and `ema` as in the first phase.
         negatives: `"replay"` (persistent chains) or `"fresh"` (chains from noise and data each time).
-        chains: Chains in the replay buffer.
-        batch_size: Negatives an iteration.
+        chains: Chains in the replay buffer, over all processes.
+        batch_size: Negatives an iteration, over all processes.
         langevin_steps: Langevin steps an iteration: 10 to 20 for `replay`, 200 for `fresh`.
         step_size: The Langevin step.
         tau_star: The time up to which fresh chains from noise run at temperature 0.
@@ -155,13 +159,15 @@ class Config:
         r"""Reads a YAML file and applies overrides such as `"train.batch_size=64"`.
 
         Raises:
-            ValueError: A key is unknown or a value is of the wrong type; the nearest match is named.
+            ValueError: A key is unknown or a value is of the wrong type; the line and the nearest match are named.
             OSError: The file cannot be read.
         """
-        tree = yaml.safe_load(Path(path).read_text()) or {}
+        config: Config = build(Config, read_yaml(path), where=str(path))
         for override in overrides or []:
+            tree = config.to_dict()
             apply_override(tree, override)
-        return build(Config, tree, where=str(path))
+            config = build(Config, tree, where=f"--set {override}")
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         r"""Returns the settings as plain containers, ready for YAML."""
@@ -178,54 +184,58 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ValueError(f"--set {override!r}: {section!r} is a value, not a section.")
-    tree[last] = yaml.safe_load(value)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {override!r}: {value!r} is not a YAML value. Quote it if it is a text.") from error
 
 
 def build(kind: type, tree: Any, where: str) -> Any:
-    r"""Makes a dataclass from plain containers, checking names and types."""
-    if not isinstance(tree, dict):
+    r"""Makes a dataclass from plain containers or a YAML section, checking names and types."""
+    if not isinstance(tree, Mapping):
         raise ValueError(f"{where}: expected a section of keys, got {tree!r}.")
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in tree.items():
+        place = f"{tree.path}, line {tree.lines[key]}" if isinstance(tree, Section) else where
         if key not in hints:
-            raise ValueError(f"{where}: unknown key {key!r}. {nearest(str(key), hints)}")
-        values[key] = _convert(hints[key], value, f"{where}: {key}")
+            raise ValueError(f"{place}: unknown key {key!r}. {nearest(str(key), hints)}")
+        values[key] = _convert(hints[key], value, f"{place}: {key}")
     return kind(**values)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
-    origin = typing.get_origin(hint)
-    options = typing.get_args(hint) if origin is not None and origin is not dict and origin is not tuple else (hint,)
-    if value is None and type(None) in options:
-        return None
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(float(v) for v in value)
+    if typing.get_origin(hint) is tuple:
+        numbers = [_number(v) for v in value] if isinstance(value, list | tuple) else []
+        if len(numbers) != len(typing.get_args(hint)) or None in numbers:
+            raise ValueError(f"{where} should be {len(typing.get_args(hint))} numbers, got {value!r}.")
+        return tuple(numbers)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         accepted = typing.get_origin(option) or option
-        if accepted is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if accepted is float and isinstance(value, str) and _is_float(value):
-            return float(value)
-        if accepted is int and isinstance(value, bool):
-            continue
-        if isinstance(value, accepted):
+        if accepted is float and _number(value) is not None:
+            return _number(value)
+        if accepted is dict and isinstance(value, Mapping):
+            return _plain(value)
+        if isinstance(value, accepted) and not (accepted is int and isinstance(value, bool)):
             return value
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
     raise ValueError(f"{where} should be {names}, got {value!r}.")
 
 
-def _is_float(text: str) -> bool:
+def _number(value: Any) -> float | None:
+    r"""Returns a number as a float; YAML reads `1e-3` as a text, which counts too."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
     try:
-        float(text)
+        return float(value)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

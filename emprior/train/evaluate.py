@@ -45,7 +45,7 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     """
     z = 2 * images - 1
     noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
-    marks = sorted({0, min(100, steps // 2), steps})
+    marks = {0, min(100, steps // 2), steps}
     out: dict[str, list[float]] = {"step": [], "pixel_std": [], "energy": [], "spread": []}
     for step in range(steps + 1):
         if step in marks:

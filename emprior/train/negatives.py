@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from emprior.train.config import Contrast
 
 
-def langevin(
-    potential: nn.Module, x: Tensor, epsilon: Tensor, step_size: float, generator: torch.Generator
-) -> Tensor:
+def langevin(potential: nn.Module, x: Tensor, epsilon: Tensor, step_size: float, generator: torch.Generator) -> Tensor:
     r"""Runs one Langevin step at a temperature for each schedule entry.
 
     .. math:: x \leftarrow x - h \nabla V(x) + \sqrt{2 h \epsilon_k}\, n_k

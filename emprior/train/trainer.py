@@ -3,8 +3,8 @@ r"""The training loop."""
 from __future__ import annotations
 
 import copy
-import json
 import logging
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,13 @@ from emprior._grid import save_grid
 from emprior._noise import generator
 from emprior.interpolant import Interpolant
 from emprior.nets import make_potential
+from emprior.priors.network import NetworkPrior
+from emprior.train import provenance
+from emprior.train.checkpoint import CHECKPOINT, image_shape, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
 from emprior.train.distributed import World
-from emprior.train.generate import generate
+from emprior.train.interrupt import Interrupt
+from emprior.train.log import Log
 from emprior.train.negatives import ReplayBuffer, fresh_negatives
 from emprior.train.objective import EnergyMatchingLoss
 from emprior.train.pairing import optimal_pairing
@@ -50,10 +54,14 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             potential = make_potential(config.net.architecture, channels=images.shape[1], **config.net.arguments)
-        self.potential = potential.to(self.device, memory_format=torch.channels_last)
+        self.potential = potential.to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.potential).requires_grad_(False)
+        self.log = Log(self.out / "log.jsonl")
+        self.facts = self.describe()
         self.step, self.seconds, self.seen = 0, 0.0, 0
+        self.saved: int | None = None
         self.chains: Tensor | None = None
+        self.order: tuple[int, Tensor] | None = None
         self.enter(config.transport)
 
     def enter(self, phase: Transport | Contrast) -> None:
@@ -74,32 +82,54 @@ class Trainer:
         r"""The iterations of both phases."""
         return self.config.transport.steps + self.config.contrast.steps
 
-    def run(self, progress: bool = False, seconds: float | None = None) -> None:
-        r"""Trains to the end, or for about `seconds`, from wherever the state is.
+    def run(self, progress: bool = False, seconds: float | None = None) -> str:
+        r"""Trains to the end, or for about `seconds`, from wherever the state is, and writes the checkpoint.
+
+        SIGTERM and SIGINT stop it after the running iteration, with a checkpoint.
+
+        Returns:
+            Why it stopped: `"finished"`, `"seconds"` or `"SIGTERM"`.
 
         Raises:
             FloatingPointError: The loss is not finite; the last checkpoint is from before.
+            KeyboardInterrupt: SIGINT came; the checkpoint is written.
         """
-        train = self.config.train
         bar = tqdm(total=self.total, initial=self.step, disable=not progress or self.world.rank > 0, unit="it")
-        start = saved = logged = time.monotonic()
+        with bar, Interrupt() as interrupt:
+            reason = self.loop(bar, interrupt, float("inf") if seconds is None else seconds)
+            if self.saved != self.step:
+                self.save()
+        if reason == "SIGINT":
+            raise KeyboardInterrupt(f"training stopped at iteration {self.step}; {self.out / CHECKPOINT} is complete")
+        return reason
+
+    def loop(self, bar: Any, interrupt: Interrupt, seconds: float) -> str:
+        train = self.config.train
+        if self.world.rank == 0:
+            self.log.rewind(self.step)
+        start = now = saved = logged = time.monotonic()
         since = self.step
-        while self.step < self.total and (seconds is None or time.monotonic() - start < seconds):
-            terms = self.iterate()
-            now = time.monotonic()
-            bar.update()
-            if self.step % train.log_every == 0 or self.step == self.total:
-                rate = (self.step - since) * train.batch_size / (now - logged)
-                self.seconds, logged, since = self.seconds + now - logged, now, self.step
-                record = self.record(terms, rate)
-                bar.set_postfix_str(f"loss {record['transport']:.4f}, {rate:.0f} images/s")
-            if train.sample_every and self.step % train.sample_every == 0:
-                self.save_samples()
-            if now - saved > train.checkpoint_every or self.step in (self.config.transport.steps, self.total):
+        while self.step < self.total:
+            caught, late, due = self.world.agree(
+                interrupt.received, now - start >= seconds, now - saved > train.checkpoint_every
+            )
+            if caught or late:
+                return signal.Signals(caught).name if caught else "seconds"
+            if due or (self.step == self.config.transport.steps and self.saved != self.step):
                 self.save()
                 saved = time.monotonic()
-        bar.close()
-        self.save()
+            terms = self.iterate()
+            bar.update()
+            if train.sample_every and self.step % train.sample_every == 0:
+                self.save_samples()
+            before, now = now, time.monotonic()
+            self.seconds += now - before
+            if self.step % train.log_every == 0 or self.step == self.total:
+                rate = (self.step - since) * train.batch_size / max(now - logged, 1e-9)
+                logged, since = now, self.step
+                record = self.record(terms, rate)
+                bar.set_postfix_str(f"loss {record['transport']:.4f}, {rate:.0f} images/s")
+        return "finished"
 
     def iterate(self) -> dict[str, Tensor]:
         r"""Does one iteration and returns the terms of its loss."""
@@ -127,34 +157,39 @@ class Trainer:
                 "learning rate: --set transport.lr=5e-4 (or contrast.lr), or --set train.precision=fp32."
             )
         self.optimizer.step()
-        decay = min(self.phase.ema, (1 + done) / (10 + done))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.potential.parameters()), 1 - decay)
+        self.update_average(min(self.phase.ema, (1 + done) / (10 + done)))
         self.step += 1
         self.seen += config.train.batch_size
         return terms
 
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.potential.parameters()), 1 - decay)
+
     def batch(self) -> Tensor:
         r"""Returns this iteration's images in `[-1, 1]`: epochs are permutations keyed by (seed, epoch)."""
-        train, n = self.config.train, len(self.images)
-        positions = range(self.step * train.batch_size, (self.step + 1) * train.batch_size)
-        mine = list(positions)[self.world.rank :: self.world.size]
-        rows = torch.stack([self.permutation(p // n)[p % n] for p in mine])
+        train, n, world = self.config.train, len(self.images), self.world
+        first = self.step * train.batch_size
+        positions = torch.arange(first + world.rank, first + train.batch_size, world.size)
+        epochs = positions // n
+        rows = torch.cat([self.permutation(e)[positions[epochs == e] % n] for e in epochs.unique().tolist()])
         x = self.images[rows.to(self.device)].float().div(127.5).sub(1)
         if self.config.data.flip:
-            flips = torch.rand(len(x), generator=generator(train.seed, "flip", self.step, self.world.rank)) < 0.5
+            flips = torch.rand(len(x), generator=generator(train.seed, "flip", self.step, world.rank)) < 0.5
             x = torch.where(flips.to(self.device)[:, None, None, None], x.flip(-1), x)
         return x.contiguous(memory_format=torch.channels_last)
 
     def permutation(self, epoch: int) -> Tensor:
-        cached: tuple[int, Tensor] | None = getattr(self, "_epoch", None)
-        if cached is None or cached[0] != epoch:
-            order = torch.randperm(len(self.images), generator=generator(self.config.train.seed, "epoch", epoch))
-            self._epoch = cached = (epoch, order)
-        return cached[1]
+        if self.order is None or self.order[0] != epoch:
+            random = generator(self.config.train.seed, "epoch", epoch)
+            self.order = (epoch, torch.randperm(len(self.images), generator=random))
+        return self.order[1]
 
     def contrasted(self, x1: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         r"""Returns data under the prior's thermal noise, and negatives."""
-        contrast, density = self.config.contrast, self.config.density
+        density, size = self.config.density, self.world.size
+        contrast = self.config.contrast
+        contrast = replace(contrast, chains=contrast.chains // size, batch_size=contrast.batch_size // size)
         n = torch.randn(x1.shape, generator=random, device=self.device)
         positives = x1 + (density.epsilon * density.sigma_star) ** 0.5 * n
         with self.autocast():
@@ -183,21 +218,33 @@ class Trainer:
         r"""Appends a line to the log and returns it."""
         line = {"iteration": self.step, "phase": type(self.phase).__name__.lower(), "images": self.seen}
         line |= {name: round(float(value), 6) for name, value in terms.items()}
-        line |= {"lr": self.rate(), "images_per_second": round(rate, 1), "seconds": round(self.seconds, 1)}
+        line |= {"lr": float(f"{self.optimizer.param_groups[0]['lr']:.4g}")}
+        line |= {"images_per_second": round(rate, 1), "seconds": round(self.seconds, 1)}
         if self.world.rank == 0:
-            with (self.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.log.append(line)
         return line
 
-    def save_samples(self, count: int = 64) -> None:
+    def save_samples(self, count: int = 64, steps: int = 150) -> None:
         r"""Saves a grid of images generated by the averaged network."""
         if self.world.rank == 0:
-            shape = self.images.shape[1:]
-            x = generate(self.average, (count, *shape), self.config.density.epsilon, seed=0, device=self.device)
-            save_grid(self.out / f"samples-{self.step:07d}.png", (x + 1) / 2)
+            shape = tuple(self.images.shape[1:])
+            prior = NetworkPrior(self.average, shape, self.interpolant, self.config.density.epsilon)
+            save_grid(self.out / f"samples-{self.step:07d}.png", prior.sample(count, seed=0, steps=steps))
+
+    def describe(self) -> dict[str, Any]:
+        r"""Returns what the card will say of the data and of the machine."""
+        return {
+            "images": len(self.images),
+            "shape": list(self.images.shape[1:]),
+            "hardware": provenance.hardware(self.device, self.world.size),
+            "revision": provenance.revision(),
+            "torch": str(torch.__version__),
+        }
 
     def save(self) -> None:
-        r"""Writes the checkpoint."""
+        r"""Writes the checkpoint; with many processes all must call it."""
+        self.saved = self.step
+        chains = None if self.chains is None else self.world.gather(self.chains)
         if self.world.rank > 0:
             return
         state = {
@@ -208,33 +255,42 @@ class Trainer:
             "potential": self.potential.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "chains": self.chains,
+            "chains": chains,
+            "facts": self.facts,
         }
-        with atomic(self.out / "checkpoint.pt") as path:
+        with atomic(self.out / CHECKPOINT) as path:
             torch.save(state, path)
+
+    def discard(self) -> None:
+        r"""Replaces the checkpoint of the folder by the present state, and its log and samples by nothing."""
+        self.save()
+        if self.world.rank == 0:
+            for path in [self.log.path, *self.out.glob("samples-*.png")]:
+                path.unlink(missing_ok=True)
 
     def resume(self) -> bool:
         r"""Takes up the checkpoint of the folder, if there is one.
 
         Raises:
-            ValueError: The checkpoint was made with another network or data path.
+            ValueError: The checkpoint was made with another network, density, schedule or data of another shape.
         """
-        path = self.out / "checkpoint.pt"
+        path = self.out / CHECKPOINT
         if not path.exists():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        for section in ("net", "density"):
-            if state["config"][section] != self.config.to_dict()[section]:
-                raise ValueError(
-                    f"{path} was trained with another {section!r} section: {state['config'][section]}. "
-                    "Use that, or another --out folder."
-                )
+        state = read_checkpoint(self.out, self.config, self.device)
+        shape, before = list(self.images.shape[1:]), image_shape(state)
+        if before not in (None, shape):
+            raise ValueError(
+                f"{path} was trained on images of shape {before}, but the data are {shape}. "
+                "Use the same data, another --out folder, or start anew with --fresh."
+            )
+        self.potential.load_state_dict(state["potential"])
+        self.average.load_state_dict(state["average"])
         self.step, self.seconds, self.seen = state["step"], state["seconds"], state["seen"]
         if self.step > self.config.transport.steps:
             self.enter(self.config.contrast)
-        self.potential.load_state_dict(state["potential"])
-        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.chains = state["chains"]
+        self.chains = None if state["chains"] is None else self.world.deal(state["chains"])
+        self.saved = self.step
         logger.info("resumed %s at iteration %d", path, self.step)
         return True

@@ -1,0 +1,135 @@
+r"""What the commands share. Nothing here, nor at the top of a command's module, imports torch: help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+
+class UsageError(Exception):
+    r"""What was asked for is wrong or does not exist."""
+
+
+class Parser(argparse.ArgumentParser):
+    r"""A parser that raises :class:`UsageError`, and that takes no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See: {self.prog} --help")
+
+
+def add_command(commands: Any, name: str, run: Callable, help: str, examples: str) -> Parser:
+    r"""Adds a command and returns its parser; `run` maps the parsed options to an exit code."""
+    epilog = "examples:\n" + "".join(f"  {line.strip()}\n" for line in examples.strip().splitlines())
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog)
+    # no default here: that of an inner command would undo what was said to the outer one
+    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log what is done")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_device(parser: Parser) -> None:
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
+
+
+def positive_int(text: str) -> int:
+    r"""Reads a positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    r"""Reads a positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def check_device(name: str) -> torch.device:
+    r"""Returns the device of a name, if this machine has it."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(f"device {name!r} cannot be used: {reason}. Use --device cpu.") from error
+    return device
+
+
+def check_prior(name: str) -> str:
+    r"""Returns the name or folder of a prior, if there is such a prior."""
+    from emprior.hub import find_prior
+
+    try:
+        find_prior(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return name
+
+
+def check_file(name: str, what: str) -> Path:
+    r"""Returns the path of a file that must exist."""
+    path = Path(name)
+    if not path.exists():
+        raise UsageError(f"there is no {what} {name}. Check the path; it is relative to {Path.cwd()}.")
+    return path
+
+
+@contextmanager
+def reporting(verbose: bool) -> Iterator[None]:
+    r"""Sends the log to the standard error, and keeps the chatter of libraries away from it."""
+    logger, handler = logging.getLogger("emprior"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("emprior: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            if not verbose:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def is_terminal() -> bool:
+    r"""Whether somebody watches the standard error."""
+    return sys.stderr.isatty()
+
+
+def complain(message: str) -> None:
+    r"""Prints an error as one paragraph to the standard error."""
+    print("emprior: error:", " ".join(message.split()), file=sys.stderr)
+
+
+def as_json(figures: dict[str, Any]) -> str:
+    r"""Returns figures as one line of strict JSON, with null for what is not finite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(entry) for name, entry in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(figures), allow_nan=False)

@@ -1,0 +1,72 @@
+r"""`emprior train`: a prior from images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emprior.cli._common import UsageError, add_command, add_device, check_device, check_file, is_terminal
+from emprior.cli._common import positive_float as seconds
+
+if TYPE_CHECKING:
+    from emprior.train.config import Config
+
+EXAMPLES = """
+emprior train mine.yaml --out runs/mine --set data.source=photos train.batch_size=64
+emprior train mine.yaml --out runs/mine --seconds 3600   (stops after an hour; the same command goes on)
+torchrun --nproc-per-node 4 -m emprior train mine.yaml --out runs/mine --device cuda
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "train", run, "train a prior, or go on training it", EXAMPLES)
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the settings")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="checkpoint, log and prior; a checkpoint is gone on from"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings that override the file's"
+    )
+    add_device(parser)
+    parser.add_argument("--seconds", type=seconds, metavar="T", help="stop after about that long")
+    parser.add_argument("--fresh", action="store_true", help="begin anew, whatever --out holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    config = _config(options)
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"--out {options.out} is a file. Give a folder.")
+    check_device(options.device)
+
+    from emprior.train import run_training
+
+    figures = run_training(
+        config,
+        options.out,
+        device=options.device,
+        progress=is_terminal(),
+        seconds=options.seconds,
+        fresh=options.fresh,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        end = "" if figures["finished"] else "; stopped before the end, the same command goes on"
+        print(f"{figures['out']}: {figures['iterations']} iterations, {figures['images']} images{end}")
+    return 0
+
+
+def _config(options: argparse.Namespace) -> Config:
+    import yaml
+
+    from emprior.train.config import Config
+
+    path = check_file(options.config, "configuration")
+    try:
+        config = Config.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return Config.load(path, options.set) if options.set else config
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"--set {' '.join(options.set)}: {error}") from error

@@ -1,0 +1,110 @@
+r"""Checks of the settings before hours are spent on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from emprior._check import nearest
+from emprior.nets import POTENTIALS
+from emprior.train.config import Config
+
+Rule = tuple[Callable[[Any], bool], str]
+
+WHOLE: Rule = (lambda v: v >= 1, "at least 1")
+COUNT: Rule = (lambda v: v >= 0, "0 or more")
+POSITIVE: Rule = (lambda v: v > 0, "greater than 0")
+SHARE: Rule = (lambda v: 0 <= v <= 1, "between 0 and 1")
+BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "at least 0 and below 1")
+
+RULES: dict[str, dict[str, Rule]] = {
+    "data": {"size": WHOLE},
+    "density": {"sigma_star": BELOW_ONE, "blend": POSITIVE, "epsilon": POSITIVE},
+    "train": {
+        "batch_size": WHOLE,
+        "clip": POSITIVE,
+        "weight_decay": COUNT,
+        "checkpoint_every": COUNT,
+        "log_every": WHOLE,
+        "sample_every": COUNT,
+    },
+    "transport": {
+        "steps": COUNT,
+        "lr": POSITIVE,
+        "warmup": COUNT,
+        "decay": SHARE,
+        "ema": BELOW_ONE,
+        "skew": POSITIVE,
+    },
+    "contrast": {
+        "steps": COUNT,
+        "lr": POSITIVE,
+        "warmup": COUNT,
+        "decay": SHARE,
+        "ema": BELOW_ONE,
+        "chains": WHOLE,
+        "batch_size": WHOLE,
+        "langevin_steps": WHOLE,
+        "step_size": POSITIVE,
+        "tau_star": SHARE,
+        "restart": SHARE,
+        "strength": COUNT,
+        "trim": BELOW_ONE,
+        "clamp": COUNT,
+    },
+}
+
+CHOICES = {"train.precision": ("bf16", "fp32"), "contrast.negatives": ("replay", "fresh")}
+
+
+def check_config(config: Config, processes: int = 1) -> None:
+    r"""Refuses settings that cannot be trained with.
+
+    Arguments:
+        config: The settings.
+        processes: The processes among which batches are dealt out.
+
+    Raises:
+        ValueError: It names the key, what was expected and what to type.
+    """
+    for section, rules in RULES.items():
+        for key, (holds, expected) in rules.items():
+            value = getattr(getattr(config, section), key)
+            if not holds(value):
+                raise ValueError(f"{section}.{key} is {value!r}, expected a number {expected}: --set {section}.{key}=…")
+    for name, choices in {**CHOICES, "net.architecture": tuple(POTENTIALS)}.items():
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}, which is unknown. {nearest(value, choices)}")
+    if not config.data.source:
+        raise ValueError("data.source is empty, expected a folder of images, a .npy stack or a torchvision root: "
+                         "--set data.source=PATH")  # fmt: skip
+    if not all(0 <= beta < 1 for beta in config.train.betas):
+        raise ValueError(f"train.betas are {config.train.betas}, expected two numbers in [0, 1): [0.9, 0.99]")
+    _check_relations(config, processes)
+
+
+def _check_relations(config: Config, processes: int) -> None:
+    contrast, density = config.contrast, config.density
+    if config.transport.steps + contrast.steps == 0:
+        raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
+    if density.sigma_star + density.blend > 1:
+        raise ValueError(
+            f"density.sigma_star + density.blend is {density.sigma_star + density.blend:.3g}, but the passage from "
+            "score to transport must end by noise fraction 1: --set density.blend=0.1"
+        )
+    if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:
+        raise ValueError(
+            f"contrast.chains is {contrast.chains}, fewer than contrast.batch_size {contrast.batch_size} that every "
+            f"iteration draws: --set contrast.chains={4 * contrast.batch_size}"
+        )
+    shared = {"train.batch_size": config.train.batch_size}
+    if contrast.steps:
+        shared |= {"contrast.batch_size": contrast.batch_size, "contrast.chains": contrast.chains}
+    for name, value in shared.items():
+        if value % processes:
+            nearby = max(1, round(value / processes)) * processes
+            raise ValueError(
+                f"{name} is {value}, which does not divide among {processes} processes: --set {name}={nearby}"
+            )

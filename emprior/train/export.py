@@ -1,0 +1,133 @@
+r"""From a checkpoint to a prior that others can load."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emprior.hub import Card, save_prior
+from emprior.interpolant import Interpolant
+from emprior.nets import make_potential
+from emprior.priors.network import NetworkPrior
+from emprior.train import provenance
+from emprior.train.checkpoint import image_shape, read_checkpoint
+from emprior.train.config import Config
+from emprior.train.data import load_images
+from emprior.train.distributed import place
+from emprior.train.evaluate import evaluate
+
+
+def export_prior(
+    config: Config,
+    checkpoint_dir: str | Path,
+    out: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    held_out: int = 256,
+) -> Card:
+    r"""Writes the averaged weights of a training, finished or not, as a prior folder.
+
+    The figures of the card are those of the weights as stored. They are measured on the first images of
+    `config.data.validation`, or left out if that is not given.
+
+    Arguments:
+        config: The settings of the training.
+        checkpoint_dir: The folder with the checkpoint.
+        out: The folder to write `card.yaml` and `weights.safetensors` to.
+        dtype: How weights are stored: `torch.float32`, or `torch.float16` or `torch.bfloat16` for half the size.
+        device: Where the figures are computed.
+        held_out: The number of validation images.
+
+    Raises:
+        ValueError: There is no checkpoint, it is of another training, or the validation images do not fit.
+    """
+    state = read_checkpoint(checkpoint_dir, config)
+    facts = state.get("facts") or _facts(config, state)
+    shape = tuple(facts["shape"])
+    images = held_out_images(config, shape, held_out)
+    arguments = {"channels": shape[0], **config.net.arguments}
+    potential = make_potential(config.net.architecture, **arguments)
+    potential.load_state_dict(state["average"])
+    return save_prior(
+        Path(out),
+        potential,
+        dtype,
+        name=config.name,
+        description=_describe(config, potential),
+        architecture=config.net.architecture,
+        arguments=arguments,
+        shape=list(shape),
+        density=config.to_dict()["density"],
+        training=_training(config, state, facts),
+        metrics={} if images is None else _measure(config, potential.to(dtype).float(), images, place(device)),
+    )
+
+
+def _measure(config: Config, potential: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
+    density = config.density
+    interpolant = Interpolant(density.sigma_star, density.blend)
+    potential = copy.deepcopy(potential).to(device)
+    prior = NetworkPrior(potential, tuple(images.shape[1:]), interpolant, density.epsilon, config.name)
+    return evaluate(prior, images.to(device))
+
+
+def held_out_images(config: Config, shape: tuple[int, ...], count: int) -> Tensor | None:
+    r"""Returns the first validation images `(B, C, H, W)` in `[0, 1]`, or None if the settings name none.
+
+    Raises:
+        ValueError: They cannot be read, or have other channels than the training images.
+    """
+    source = config.data.validation
+    if source is None:
+        return None
+    images = load_images(source, config.data.size, held_out=True)[:count]
+    if images.shape[1] != shape[0]:
+        raise ValueError(
+            f"validation images at {source} have {images.shape[1]} channels, but the network was trained on "
+            f"{shape[0]}. Give others, or none: --set data.validation=null"
+        )
+    return images.float() / 255
+
+
+def _facts(config: Config, state: dict[str, Any]) -> dict[str, Any]:
+    r"""Restores what early checkpoints do not record, from the data and the present machine."""
+    images = load_images(config.data.source, config.data.size)
+    return {
+        "images": len(images),
+        "shape": image_shape(state) or list(images.shape[1:]),
+        "hardware": provenance.hardware(torch.device("cpu")),
+        "revision": provenance.revision(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _describe(config: Config, potential: nn.Module) -> str:
+    millions = sum(p.numel() for p in potential.parameters()) / 1e6
+    data = config.data.name or Path(config.data.source).name
+    return f"Energy Matching prior on {data}: {config.net.architecture} potential of {millions:.2g} M parameters"
+
+
+def _training(config: Config, state: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    settings, step = state["config"], state["step"]
+    transport = settings["transport"]["steps"]
+    data = {key: value and Path(value).name if key in ("source", "validation") else value
+            for key, value in settings["data"].items()}  # fmt: skip
+    return {
+        "data": config.data.name or Path(config.data.source).name,
+        "licence": config.data.licence,
+        "images_in_set": facts["images"],
+        "images_seen": state["seen"],
+        "iterations": {"transport": min(step, transport), "contrast": max(0, step - transport)},
+        "hardware": facts["hardware"],
+        "seconds": round(state["seconds"], 1),
+        "revision": facts["revision"],
+        "torch": facts["torch"],
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "settings": {**settings, "data": data},
+    }

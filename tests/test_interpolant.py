@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from emprior.interpolant import Interpolant
+from emprior.priors.network import NetworkPrior
+
+PATHS = [Interpolant(), Interpolant(0.0, 0.1), Interpolant(0.3, 0.5)]
+
+
+def pair(count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, 2, 3, 3, generator=random, dtype=torch.float64) for _ in range(2)]
+
+
+def fractions(count=41):
+    return torch.linspace(0.002, 0.99, count, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_endpoint_of_the_exact_target_is_the_image(path):
+    s = fractions()
+    x1, x0 = pair(len(s))
+    x, target = path.mix(x1, x0, s)
+    torch.testing.assert_close(path.endpoint(x, target, s), x1, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_gain_is_the_sensitivity_of_the_endpoint(path):
+    s = fractions()
+    x, error = pair(len(s))
+    moved = path.endpoint(x, error, s) - path.endpoint(x, torch.zeros_like(x), s)
+    torch.testing.assert_close(moved, -path.gain(s)[:, None, None, None] * error)
+    assert path.gain(torch.zeros(3)).isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_fraction_solves_for_the_noise_level(path):
+    sigma = torch.tensor([0.0, 0.01, 0.06, 0.1, 0.5, 2.0, 20.0], dtype=torch.float64)
+    s = path.fraction(sigma)
+    torch.testing.assert_close(s, sigma * path.coefficients(s)[2], rtol=1e-10, atol=1e-12)
+
+
+def test_without_a_score_zone_it_is_transport():
+    s = fractions()
+    x1, x0 = pair(len(s))
+    x, target = Interpolant(sigma_star=0.0).mix(x1, x0, s)
+    t = s[:, None, None, None]
+    assert torch.equal(x, (1 - t) * x1 + t * x0)
+    assert torch.equal(target, x0 - x1)
+
+
+def test_beyond_the_blend_it_is_transport():
+    path, s = Interpolant(0.06, 0.1), torch.linspace(0.1601, 1, 9, dtype=torch.float64)
+    a, b, k = path.coefficients(s)
+    assert torch.equal(a, torch.ones_like(s))
+    assert torch.equal(b, torch.ones_like(s))
+    assert torch.equal(k, 1 - s)
+
+
+def test_in_the_score_zone_the_gradient_is_the_noise_over_sigma_star():
+    path, s = Interpolant(0.06, 0.1), torch.linspace(0, 0.06, 7, dtype=torch.float64)
+    a, b, k = path.coefficients(s)
+    torch.testing.assert_close(a, s / 0.06)
+    assert torch.equal(b, torch.zeros_like(s))
+    assert torch.equal(k, torch.ones_like(s))
+
+
+@pytest.mark.parametrize("edge", [0.06, 0.16])
+def test_continuous_at_the_edges_of_the_blend(edge):
+    path = Interpolant(0.06, 0.1)
+    below, above = torch.tensor([edge - 1e-9], dtype=torch.float64), torch.tensor([edge + 1e-9], dtype=torch.float64)
+    for left, right in zip(path.coefficients(below), path.coefficients(above), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-7)
+    torch.testing.assert_close(path.gain(below), path.gain(above), rtol=0, atol=1e-7)
+
+
+class Quadratic(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor / 2 * x.square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.25, 1.0])
+def test_denoising_white_images_is_the_wiener_filter(path, sigma):
+    r"""For x1 ~ N(0, tau^2), E[a x0 - b x1 | x] = (a s - b k tau^2) / (k^2 tau^2 + s^2) x."""
+    tau = 0.7
+    s = path.fraction(torch.tensor(2 * sigma, dtype=torch.float64))
+    a, b, k = path.coefficients(s)
+    factor = (a * s - b * k * tau**2) / (k**2 * tau**2 + s**2)
+    prior = NetworkPrior(Quadratic(factor), (2, 3, 3), path, epsilon=0.01)
+    x, _ = pair(4)
+    expected = (tau**2 / (tau**2 + (2 * sigma) ** 2) * (2 * x - 1) + 1) / 2
+    torch.testing.assert_close(prior.denoise(x, sigma), expected, rtol=1e-9, atol=1e-9)
+    levels = torch.full((4,), sigma, dtype=torch.float64)
+    torch.testing.assert_close(prior.denoise(x, levels), expected, rtol=1e-9, atol=1e-9)

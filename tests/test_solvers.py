@@ -1,0 +1,246 @@
+"""Every method against closed-form posteriors, and the loop's promises."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+
+import emprior
+from conftest import make_operator
+from emprior._noise import Noise
+from emprior.energy import Energy, Posterior
+from emprior.fidelity import GaussianFidelity
+from emprior.priors import GaussianPrior
+from emprior.result import Status
+from emprior.solvers import METHODS, MALA, ULA, Continuation, Descent, Flow, Stage, run
+
+CHAINS = 32
+
+
+class Quadratic(Energy):
+    """x² / 2 s² per pixel."""
+
+    def __init__(self, s: float) -> None:
+        super().__init__()
+        self.s = s
+
+    def forward(self, x):
+        return x.flatten(1).square().sum(1) / (2 * self.s**2)
+
+
+def zscores(result, posterior):
+    """The error of the mean over chains, in Monte-Carlo standard errors estimated between chains."""
+    errors = result.mean - posterior.mean
+    return errors / posterior.std
+
+
+def chain_means(operator, y, prior, method, steps, seed=0):
+    """Means over time of each chain, from the callback, and the result."""
+    burn_in = METHODS[method].stages(steps)[0].burn_in + 150
+    sums, count = 0, 0
+
+    def add(index, rows):
+        nonlocal sums, count
+        if index > burn_in:
+            sums, count = sums + rows, count + 1
+
+    result = emprior.solve(operator, y, prior, method=method, samples=CHAINS, steps=steps, seed=seed, callback=add)
+    return sums / count, result
+
+
+def test_mala_is_exact(case, field):
+    operator, y, posterior = case
+    means, result = chain_means(operator, y, field, "mala", 3000)
+    error = means.std(0) / math.sqrt(CHAINS)
+    z = (result.mean - posterior.mean) / error
+    assert z.abs().max() < 4.2  # of 128 pixels, with CHAINS - 1 degrees of freedom
+    assert z.square().mean() < 1.6
+    ratio = (result.std / posterior.std).mean()
+    assert 0.97 < ratio < 1.03
+    assert (result.std / posterior.std).sub(1).abs().max() < 0.08
+    assert ((result.diagnostics.acceptance - 0.574).abs() < 0.05).all()
+
+
+def test_map_reaches_the_exact_mode(case, field):
+    operator, y, posterior = case
+    for method in ("map", "descent"):
+        result = emprior.solve(operator, y, field, method=method, steps=400)
+        assert result.status is Status.CONVERGED
+        assert (result.estimate - posterior.mean).abs().max() < 1e-4
+        assert result.std is None
+
+
+def test_map_with_a_weight_satisfies_the_normal_equations(case, field):
+    operator, y, _ = case
+    result = emprior.solve(operator, y, field, weight=3.0, steps=400)
+    fidelity = GaussianFidelity(operator, y)
+    gradient = fidelity.value_and_grad(result.estimate)[1] + 3.0 * field.value_and_grad(result.estimate)[1]
+    scale = 3.0 * field.value_and_grad(result.estimate)[1].flatten(1).norm(dim=1)
+    assert (gradient.flatten(1).norm(dim=1) < 1e-3 * scale).all()
+
+
+def test_ula_has_its_exact_biased_law():
+    s, h, shape = 0.7, 0.4, (4, 5, 5)
+    energy, chains = Quadratic(s), 512
+    noise = Noise([(0, i) for i in range(chains)], dtype=torch.float64)
+    x = torch.zeros(chains, *shape, dtype=torch.float64)
+    out = run([Stage(ULA(step_size=h), 300, burn_in=50)], energy, x, noise, 1)
+    exact = s**2 / (1 - h / (2 * s**2))
+    assert exact > 1.5 * s**2  # the bias is far larger than the error of the test
+    variance = out.moments.std().square().mean()
+    rho = 1 - h / s**2
+    effective = chains * 250 * 100 * (1 - rho**2) / (1 + rho**2)
+    assert abs(float(variance) / exact - 1) < 5 * math.sqrt(2 / effective)
+
+
+def test_mala_removes_ulas_bias():
+    s, chains = 0.7, 512
+    noise = Noise([(0, i) for i in range(chains)], dtype=torch.float64)
+    x = torch.zeros(chains, 1, 2, 2, dtype=torch.float64)
+    out = run([Stage(MALA(step_size=0.4, adapt=0, curvature=1.0), 400, burn_in=50)], Quadratic(s), x, noise, 1)
+    assert abs(float(out.moments.std().square().mean()) / s**2 - 1) < 0.02
+
+
+def test_flow_has_its_exact_biased_law(case, field):
+    operator, y, posterior = case
+    h = Flow().step_size * field.time_unit
+    fidelity = GaussianFidelity(operator, y)
+    d = 64
+    eye = torch.eye(d, dtype=torch.float64).reshape(d, 1, 8, 8)
+    H = GaussianFidelity(operator, y[:1]).curve(eye).reshape(d, d)
+    C = field.covariance_matrix()
+    step = torch.linalg.inv(torch.eye(d, dtype=torch.float64) + h * H)
+    move = step @ (torch.eye(d, dtype=torch.float64) - h * torch.linalg.inv(C))
+    law = 2 * h * step @ step.mT
+    for _ in range(30):  # the series of the stationary covariance, by doubling
+        law, move = law + move @ law @ move.mT, move @ move
+    exact = law.diagonal().sqrt().reshape(1, 8, 8)
+    result = emprior.solve(operator, y, field, method="flow", samples=64, steps=1500)
+    assert (result.std / exact).mean().sub(1).abs() < 0.02
+    assert ((result.mean - posterior.mean) / posterior.std).abs().max() < 0.25
+    assert fidelity.linear
+
+
+def test_descent_never_raises_the_energy(field):
+    operator = make_operator("compressed_sensing")
+    y = operator.A(field.sample(3, seed=4))
+    posterior = Posterior(GaussianFidelity(operator, y), field)
+    values = []
+    noise = Noise([(0, i) for i in range(3)], dtype=torch.float64)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    run([Stage(Descent(1e-9), 150)], posterior, x, noise, 3, callback=lambda _, rows: values.append(posterior(rows[0])))
+    trace = torch.stack(values)
+    assert (trace.diff(dim=0) <= 0).all()
+    assert (trace[-1] < trace[0]).all()
+
+
+def test_descent_survives_a_rough_energy():
+    class Rough(Energy):
+        def forward(self, x):
+            return (x.flatten(1).abs() + 0.3 * torch.cos(20 * x.flatten(1))).sum(1)
+
+    x = torch.linspace(-3, 3, 32, dtype=torch.float64).reshape(4, 1, 2, 4)
+    energy, noise = Rough(), Noise([(0, i) for i in range(4)])
+    values = [energy(x)]
+    out = run([Stage(Descent(1e-6), 200)], energy, x, noise, 4, callback=lambda _, r: values.append(energy(r[0])))
+    assert (torch.stack(values).diff(dim=0) <= 0).all()
+    assert all(status in (Status.CONVERGED, Status.STALLED, Status.EXHAUSTED) for status in out.status)
+
+
+def test_descent_stops_at_once_at_the_minimum(field):
+    x = field.mean.expand(2, -1, -1, -1)
+    out = run([Stage(Descent(), 50)], field, x, Noise([(0, 0), (0, 1)]), 2)
+    assert out.evaluations <= 2
+    assert out.status == [Status.CONVERGED] * 2
+    assert torch.equal(out.x, x)
+
+
+def test_continuation_counts_one_gradient_a_level(case, field):
+    operator, y, _ = case
+    result = emprior.solve(operator, y, field, method="continuation", steps=25)
+    assert result.diagnostics.gradient_evaluations == 25
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_equals_its_images(case, field, method):
+    operator, y, _ = case
+    together = emprior.solve(operator, y, field, method=method, samples=2, steps=40)
+    alone = [emprior.solve(operator, y[i : i + 1], field, method=method, samples=2, steps=40) for i in range(2)]
+    for name in ("estimate", "mean"):
+        joined = torch.cat([getattr(one, name) for one in alone])
+        assert (getattr(together, name) - joined).abs().max() < 1e-10
+    assert (together.samples - torch.cat([one.samples for one in alone], 1)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_repeat_and_leave_no_trace(case, field, method):
+    operator, y, _ = case
+    before, kept, flags = torch.random.get_rng_state(), y.clone(), [p.requires_grad for p in operator.parameters()]
+    first = emprior.solve(operator, y, field, method=method, samples=2, steps=40)
+    second = emprior.solve(operator, y, field, method=method, samples=2, steps=40)
+    other = emprior.solve(operator, y, field, method=method, samples=2, steps=40, seed=1)
+    assert torch.equal(first.samples, second.samples)
+    assert torch.equal(first.estimate, second.estimate)
+    if METHODS[method].samples:
+        assert not torch.equal(first.samples, other.samples)
+        assert not torch.equal(first.samples[0], first.samples[1])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(y, kept)
+    assert not y.requires_grad
+    assert [p.requires_grad for p in operator.parameters()] == flags
+
+
+def test_moments_leave_out_the_burn_in():
+    x = torch.zeros(1, 1, 1, 1)
+    seen = []
+    stage = Stage(ULA(step_size=0.1), 20, burn_in=12)
+    out = run([stage], Quadratic(1.0), x, Noise([(0, 0)]), 1, callback=lambda i, r: seen.append(r[0].clone()))
+    assert out.moments.count == 8
+    assert torch.allclose(out.moments.mean, torch.stack(seen[12:]).mean(0))
+    assert torch.allclose(out.moments.std(), torch.stack(seen[12:]).std(0))
+
+
+def test_an_energy_that_breaks_is_reported(caplog):
+    class Broken(Energy):
+        def forward(self, x):
+            return x.flatten(1).square().sum(1) / torch.where(x.flatten(1).amax(1) > 5, math.nan, 1.0)
+
+    x = torch.stack([torch.zeros(1, 2, 2), torch.full((1, 2, 2), 10.0)])
+    with caplog.at_level(logging.WARNING, "emprior"):
+        out = run([Stage(ULA(step_size=0.1), 5)], Broken(), x, Noise([(0, 0), (0, 1)]), 2)
+    assert out.status == [Status.SAMPLED, Status.NON_FINITE]
+    assert torch.isfinite(out.x).all()
+    assert "image 1 is not finite at iteration 1" in caplog.text
+
+
+def test_an_interrupt_returns_what_there_is(case, field):
+    operator, y, _ = case
+
+    def stop(index, rows):
+        if index == 170:
+            raise KeyboardInterrupt
+
+    result = emprior.solve(operator, y, field, method="mala", steps=100, callback=stop)
+    assert result.status is Status.INTERRUPTED
+    assert result.estimate.isfinite().all()
+
+
+def test_solvers_that_need_a_posterior_say_so():
+    with pytest.raises(TypeError, match="needs a Posterior"):
+        Continuation().init(Quadratic(1.0), torch.zeros(1, 1, 2, 2), Noise([(0, 0)]))
+    with pytest.raises(TypeError, match="needs a Prior"):
+        Flow().init(Quadratic(1.0), torch.zeros(1, 1, 2, 2), Noise([(0, 0)]))
+
+
+def test_flow_without_measurements_samples_the_prior():
+    prior = GaussianPrior(torch.full((1, 2, 2), 0.3, dtype=torch.float64), torch.full((1, 2, 2), 0.04).double())
+    noise = Noise([(0, i) for i in range(256)], dtype=torch.float64)
+    x = torch.zeros(256, 1, 2, 2, dtype=torch.float64)
+    out = run([Stage(Flow(), 400, burn_in=150)], prior, x, noise, 1)
+    h = Flow().step_size * prior.time_unit
+    biased = 0.04 / (1 - h / (2 * 0.04))
+    assert abs(float(out.moments.std().square().mean()) / biased - 1) < 0.02
+    assert (out.moments.mean - 0.3).abs().max() < 0.01

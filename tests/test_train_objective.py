@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from emprior.interpolant import Interpolant
+from emprior.train.config import Contrast
+from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin
+from emprior.train.objective import EnergyMatchingLoss
+from emprior.train.pairing import optimal_pairing
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+class Quadratic(nn.Module):
+    r"""V(x) = factor |x|^2 / 2."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.detach().clone())
+        return self.factor / 2 * x.square().flatten(1).sum(1)
+
+
+class FirstPixel(nn.Module):
+    def forward(self, x):
+        return x[:, 0, 0, 0]
+
+
+@pytest.mark.parametrize("balance", [None, 0.0, 1.2])
+def test_transport_loss_of_a_quadratic(balance):
+    path, factor = Interpolant(0.06, 0.1), 1.7
+    x1, x0 = normal(5, 1, 2, 2), normal(5, 1, 2, 2, seed=1)
+    s = torch.tensor([0.01, 0.06, 0.1, 0.4, 0.9], dtype=torch.float64)
+    potential = Quadratic(factor)
+    loss, terms = EnergyMatchingLoss(potential, path, balance)(x1, x0, s)
+
+    expected, slope = [], []
+    for i, f in enumerate(s.tolist()):
+        a, b = min(1.0, f / 0.06), min(1.0, max(0.0, (f - 0.06) / 0.1))
+        k = 1 - f * b
+        gain = f / (a * k + f * b)
+        weight = 1.0 if balance is None else gain**2 / f**balance
+        x = k * x1[i] + f * x0[i]
+        error = factor * x - (a * x0[i] - b * x1[i])
+        expected.append(weight * error.square().mean())
+        slope.append(weight * (2 * error * x).mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms["transport"], loss.detach(), rtol=0, atol=0)
+    loss.backward()
+    torch.testing.assert_close(potential.factor.grad, torch.stack(slope).mean(), rtol=1e-12, atol=0)
+
+
+def energies(*values):
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("trim", "clamp", "expected"),
+    [
+        (0.0, 1e9, 0.1 * (3 - 40 / 5)),
+        (0.2, 1e9, 0.1 * (3 - 10 / 4)),
+        (0.4, 1e9, 0.1 * (3 - 6 / 3)),
+        (0.0, 0.02, -0.02),
+        (1.0, 1e9, 0.1 * (3 - 1)),
+    ],
+)
+def test_contrast_of_made_up_energies(trim, clamp, expected):
+    loss = EnergyMatchingLoss(FirstPixel(), Interpolant(), strength=0.1, trim=trim, clamp=clamp)
+    contrast, gap = loss.contrast(energies(2.0, 4.0), energies(30.0, 1.0, 4.0, 2.0, 3.0))
+    torch.testing.assert_close(float(contrast), expected)
+    if clamp > 1:
+        torch.testing.assert_close(float(gap), expected / 0.1)
+
+
+def test_a_clamped_contrast_gives_no_gradient():
+    potential = Quadratic()
+    loss = EnergyMatchingLoss(potential, Interpolant(), strength=1.0, trim=0.0, clamp=0.02)
+    contrast, _ = loss.contrast(energies(0.0), energies(5.0))
+    contrast.backward()
+    assert potential.factor.grad == 0
+
+
+def test_both_terms_add_up():
+    loss = EnergyMatchingLoss(Quadratic(), Interpolant(), strength=0.1, clamp=1e9)
+    batch = normal(3, 1, 2, 2), normal(3, 1, 2, 2, seed=1), torch.full((3,), 0.5, dtype=torch.float64)
+    total, terms = loss(*batch, normal(4, 1, 2, 2, seed=2), normal(4, 1, 2, 2, seed=3))
+    torch.testing.assert_close(total.detach(), terms["transport"] + terms["contrast"])
+
+
+def test_pairing_is_optimal():
+    for seed in range(5):
+        x0, x1 = normal(5, 1, 2, 2, seed=seed), normal(5, 1, 2, 2, seed=seed + 100)
+        best = min((x0[list(p)] - x1).square().sum() for p in itertools.permutations(range(5)))
+        found = optimal_pairing(x0, x1)
+        assert sorted(found.tolist()) == list(range(5))
+        torch.testing.assert_close((x0[found] - x1).square().sum(), best)
+
+
+def test_langevin_has_its_exact_biased_variance():
+    r"""x <- (1 - h k) x + sqrt(2 h e) n has variance e / (k (1 - h k / 2)) (1 - (1 - h k)^(2 K)) after K steps."""
+    k, h, epsilon, steps, count = 2.0, 0.3, 0.5, 12, 40_000
+    x = torch.zeros(count, 1, 1, 1, dtype=torch.float64)
+    temperature = torch.full((steps,), epsilon, dtype=torch.float64)
+    x = langevin(Quadratic(k), x, temperature, h, generator()).flatten()
+    variance = epsilon / (k * (1 - h * k / 2)) * (1 - (1 - h * k) ** (2 * steps))
+    error = variance * (2 / count) ** 0.5
+    assert abs(float(x.square().mean()) - variance) < 4 * error
+    assert abs(variance - epsilon / k) > 40 * error
+
+
+def test_langevin_at_temperature_zero_is_descent():
+    x = normal(3, 1, 2, 2)
+    end = langevin(Quadratic(2.0), x, torch.zeros(5, dtype=torch.float64), 0.1, generator())
+    torch.testing.assert_close(end, 0.8**5 * x)
+    assert not end.requires_grad
+
+
+def test_replay_changes_only_the_rows_it_draws():
+    settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0)
+    before = normal(20, 1, 2, 2)
+    buffer = ReplayBuffer(settings, 0.1, before.clone())
+    drawn = buffer.draw(Quadratic(), normal(4, 1, 2, 2), generator())
+    changed = (buffer.chains != before).flatten(1).any(1)
+    assert int(changed.sum()) == 6
+    assert sorted(map(tuple, buffer.chains[changed].flatten(1).tolist())) == sorted(
+        map(tuple, drawn.flatten(1).tolist())
+    )
+
+
+def test_replay_restarts_from_data():
+    settings = Contrast(chains=20, batch_size=6, langevin_steps=1, step_size=1e-12, restart=1.0)
+    data = 100 + normal(4, 1, 2, 2)
+    drawn = ReplayBuffer(settings, 0.1, normal(20, 1, 2, 2)).draw(Quadratic(), data, generator())
+    distances = torch.cdist(drawn.flatten(1), data.flatten(1)).min(1).values
+    assert distances.max() < 1e-5
+
+
+def test_replay_is_deterministic():
+    settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5)
+    one, two = (
+        ReplayBuffer(settings, 0.1, normal(20, 1, 2, 2)).draw(Quadratic(), normal(4, 1, 2, 2, seed=9), generator(3))
+        for _ in range(2)
+    )
+    assert torch.equal(one, two)
+
+
+def test_fresh_chains_follow_the_schedule():
+    r"""Of a flat energy only the noise moves: chains from noise stand still up to tau, those from data never."""
+    steps, h, epsilon, tau, count = 12, 0.1, 0.5, 0.6, 8000
+    settings = Contrast(batch_size=count, langevin_steps=steps, step_size=h, tau_star=tau)
+    potential = Quadratic(0.0)
+    data = torch.full((3, 1, 1, 1), 7.0)
+    end = fresh_negatives(settings, epsilon, potential, data, generator()).flatten()
+    path = torch.stack([*(x.flatten() for x in potential.seen), end]).double()
+    assert torch.equal(path[0, count // 2 :], torch.full((count - count // 2,), 7.0, dtype=torch.float64))
+    jumps = path.diff(dim=0)
+    heat = torch.tensor([epsilon * min(1.0, max(0.0, (i * h - tau) / (1 - tau))) for i in range(steps)])
+    close = {"rtol": 6 * (2 / (count / 2)) ** 0.5, "atol": 1e-6}
+    torch.testing.assert_close(jumps[:, : count // 2].var(1).float(), 2 * h * heat, **close)
+    expected = torch.full((steps,), 2 * h * epsilon)
+    torch.testing.assert_close(jumps[:, count // 2 :].var(1).float(), expected, **close)
