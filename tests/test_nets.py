@@ -76,5 +76,5 @@ def test_values_are_summed_in_float32_at_least(name):
 def test_unknown_names_and_arguments():
     with pytest.raises(ValueError, match="Did you mean 'inner_product'"):
         make_potential("inner_prodct")
-    with pytest.raises(ValueError, match="net.arguments"):
+    with pytest.raises(ValueError, match=r"net\.arguments"):
         make_potential("local", depth=3)

@@ -51,7 +51,7 @@ def read_clean(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_measured(name: str, problem: Problem) -> Tensor:
-    r"""Reads measurements of one image as `(1, *measured)`."""
+    r"""Reads measurements of one image, with or without a batch dimension, as `(1, *measured)`."""
     import torch
 
     from emprior.io import read_measurements
@@ -59,6 +59,8 @@ def read_measured(name: str, problem: Problem) -> Tensor:
     y = read_measurements(name)
     with torch.no_grad():
         expected = tuple(problem.operator.A(torch.zeros(1, *problem.shape)).shape[1:])
+    if tuple(y.shape) == (1, *expected):
+        return y
     if tuple(y.shape) != expected:
         raise ValueError(
             f"{name} holds measurements of shape {tuple(y.shape)}, but problem {problem.name!r} measures an image "

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         fresh=options.fresh,
     )
     if os.environ.get("RANK", "0") == "0":
-        end = "" if figures["finished"] else "; stopped before the end, the same command goes on"
+        end = "; finished" if figures["finished"] else "; stopped before the end, the same command goes on"
         print(f"{figures['out']}: {figures['iterations']} iterations, {figures['images']} images{end}")
     return 0
 

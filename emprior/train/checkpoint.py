@@ -27,7 +27,8 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
         saved, step = state["config"], state["step"]
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: {error}. Start anew with --fresh, or choose another --out folder."
+            f"{path} cannot be read as a checkpoint of a training ({type(error).__name__}): it is damaged or something "
+            "else. Start anew with --fresh, or choose another --out folder."
         ) from error
     given = config.to_dict()
     for section in ("net", "density"):

@@ -1,0 +1,210 @@
+"""The verb: what it takes, what it gives, and what it says of bad input."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from conftest import SHAPE, make_operator
+from torch import nn
+
+import emprior
+from emprior.energy import Prior
+from emprior.hub import load_prior, save_prior, verify_prior
+from emprior.interpolant import Interpolant
+from emprior.nets import make_potential
+from emprior.priors import GaussianPrior, NetworkPrior
+
+TINY = {"channels": 3, "patch": 2, "widths": [8, 8], "blocks": 1}
+
+
+def tiny(scale: float = 1.0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make_potential("inner_product", **TINY)
+
+
+@pytest.fixture(scope="module")
+def rgb() -> GaussianPrior:
+    return GaussianPrior(torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 0.05))
+
+
+@pytest.fixture(scope="module")
+def denoising():
+    import deepinv as dinv
+
+    return dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+
+
+@pytest.fixture
+def y():
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_result(denoising, y, rgb):
+    result = emprior.solve(denoising, y, rgb, method="mala", samples=4, steps=40)
+    assert result.estimate.shape == result.mean.shape == result.std.shape == y.shape
+    assert result.samples.shape == (4, *y.shape)
+    assert result.measurement is not None
+    assert torch.equal(result.measurement, y)
+    assert result.diagnostics.trace["energy"].shape[1:] == (4, 2)
+    total = result.diagnostics.trace["fidelity"] + result.diagnostics.trace["prior"]
+    assert torch.allclose(total, result.diagnostics.trace["energy"])
+    assert result.diagnostics.gradient_evaluations == 150 + 41
+    assert result.config["sigma"] == 0.1
+    assert result.config["method"] == "mala"
+
+
+def test_map_of_several_starts_keeps_the_lowest(denoising, y, rgb):
+    result = emprior.solve(denoising, y, rgb, samples=3, steps=20)
+    last = result.diagnostics.trace["energy"][-1]
+    for image in range(2):
+        best = int(last[:, image].argmin())
+        assert torch.equal(result.estimate[image], result.samples[best, image])
+
+
+def test_float64_and_x0(denoising, y, rgb):
+    result = emprior.solve(denoising, y.double(), rgb, method="descent", x0=y.double() * 0)
+    assert result.estimate.dtype == torch.float64
+    exact = (y.double() / 0.01 + 0.5 / 0.05) / (1 / 0.01 + 1 / 0.05)
+    assert (result.estimate - exact).abs().max() < 1e-6
+    assert rgb.mean.dtype == torch.float32
+
+
+def test_a_sigma_for_each_image(y, rgb):
+    import deepinv as dinv
+
+    sigma = torch.tensor([0.05, 0.2])
+    result = emprior.solve(dinv.physics.Denoising(dinv.physics.ZeroNoise()), y, rgb, sigma=sigma)
+    weight = (1 / sigma**2)[:, None, None, None]
+    assert torch.allclose(result.estimate, (weight * y + 10) / (weight + 20), atol=1e-4)
+
+
+def test_a_matrix_is_an_operator(field):
+    matrix = torch.eye(64, dtype=torch.float64)[:20]
+    y = field.sample(1, seed=0).flatten(1)[:, :20]
+    result = emprior.solve(matrix, y, field, sigma=0.05, steps=300)
+    assert (result.estimate - field.posterior(lambda x: x.flatten(1)[:, :20], y, 0.05).mean).abs().max() < 1e-4
+
+
+def test_nonlinear_operator():
+    import deepinv as dinv
+
+    physics = dinv.physics.Physics(A=lambda x, **_: x.square(), noise_model=dinv.physics.GaussianNoise(0.05))
+    prior = GaussianPrior(torch.full(SHAPE, 0.5).double(), torch.full(SHAPE, 0.02).double())
+    x = prior.sample(2, seed=0).clamp(0.1, 1)
+    result = emprior.solve(physics, physics.A(x), prior, steps=200)
+    leaf = result.estimate.clone().requires_grad_()
+    ((leaf.square() - x.square()).square().sum() / (2 * 0.05**2) + prior(leaf).sum()).backward()
+    assert leaf.grad is not None
+    assert leaf.grad.abs().max() < 1e-2
+    chains = emprior.solve(physics, physics.A(x), prior, method="mala", samples=4, steps=400)
+    assert ((chains.mean - result.estimate) / chains.std).abs().mean() < 0.5
+
+
+def test_other_sizes_for_a_convolutional_prior(denoising):
+    prior = NetworkPrior(tiny(), (3, 8, 8), Interpolant(), 0.01)
+    result = emprior.solve(denoising, torch.rand(1, 3, 12, 20), prior, method="continuation", steps=3)
+    assert result.estimate.shape == (1, 3, 12, 20)
+
+
+BAD = {
+    "channels": (lambda y: y[:, :1], {}, r"y has shape \(2, 1, 8, 8\).*RGB.*emprior priors list"),
+    "size": (lambda y: y[..., :6], {}, r"shape \(3, 8, 8\)"),
+    "no batch": (lambda y: y[0, 0, 0], {}, r"y\[None\]"),
+    "dtype": (lambda y: (255 * y).byte(), {}, r"y\.float\(\) / 255"),
+    "half": (lambda y: y.half(), {}, r"y\.float\(\)"),
+    "array": (lambda y: y.numpy(), {}, r"torch\.as_tensor"),
+    "range": (lambda y: 255 * y, {}, r"divide it by 255"),
+    "nan": (lambda y: y.where(y > 0.1, torch.nan), {}, r"of image 0 that are NaN.*nan_to_num"),
+    "method": (lambda y: y, {"method": "malla"}, r"Did you mean 'mala'"),
+    "prior": (lambda y: y, {"prior": "cifar"}, r"unknown prior 'cifar'.*emprior priors list"),
+    "prior kind": (lambda y: y, {"prior": nn.Identity()}, r"expected a name"),
+    "sigma": (lambda y: y, {"sigma": 0.2}, r"sigma is 0.2, but the operator's noise model says 0.1"),
+    "sigma sign": (lambda y: y, {"sigma": -1.0}, r"must be positive"),
+    "samples": (lambda y: y, {"samples": 0}, r"samples is 0, expected a positive whole number"),
+    "steps": (lambda y: y, {"steps": 2.5}, r"steps is 2.5"),
+    "weight": (lambda y: y, {"weight": -1.0}, r"weight is -1.0"),
+    "interaction": (lambda y: y, {"interaction": emprior.Interaction(1.0)}, r"samples=2 or more"),
+    "x0": (lambda y: y, {"x0": torch.zeros(1, 3, 8, 8)}, r"x0 holds 1 images, but y holds 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(denoising, y, rgb, name):
+    change, options, message = BAD[name]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        emprior.solve(denoising, change(y), **{"prior": rgb, **options})
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_sigma(y, rgb):
+    import deepinv as dinv
+
+    with pytest.raises(ValueError, match=r"noise level is unknown.*Pass sigma"):
+        emprior.solve(dinv.physics.LinearPhysics(), y, rgb)
+    with pytest.raises(ValueError, match=r"noise is PoissonNoise"):
+        emprior.solve(dinv.physics.Denoising(dinv.physics.PoissonNoise()), y, rgb)
+
+
+def facts() -> dict:
+    return {
+        "name": "tiny",
+        "architecture": "inner_product",
+        "arguments": TINY,
+        "shape": [3, 8, 8],
+        "density": {"sigma_star": 0.06, "blend": 0.1, "epsilon": 0.01},
+    }
+
+
+def test_priors_are_saved_loaded_and_verified(tmp_path, denoising, y):
+    potential = tiny()
+    save_prior(tmp_path / "tiny", potential, **facts())
+    prior = load_prior(tmp_path / "tiny")
+    assert isinstance(prior, Prior)
+    assert torch.equal(prior(y), potential(2 * y - 1) / 0.01)
+    assert verify_prior(tmp_path / "tiny").name == "tiny"
+    result = emprior.solve(denoising, y, tmp_path / "tiny", method="continuation", steps=2)
+    assert result.config["prior"] == "tiny"
+
+
+def test_damaged_priors(tmp_path):
+    folder = tmp_path / "tiny"
+    save_prior(folder, tiny(), **facts())
+    card, weights = (folder / "card.yaml").read_text(), (folder / "weights.safetensors").read_bytes()
+
+    (folder / "weights.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"corrupted.*Restore"):
+        load_prior(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot read"):
+        load_prior(folder)
+    (folder / "weights.safetensors").write_bytes(weights)
+    for text, message in (
+        (card.replace("density:", "dencity:"), r"unknown key 'dencity'.*Did you mean 'density'"),
+        (card.replace("sha256:", "description:"), r"incomplete.*sha256"),
+        (card.replace("inner_product", "inner_produkt"), r"unknown architecture.*Did you mean 'inner_product'"),
+        ("[1", "not valid YAML"),
+        ("hello", "not a prior card"),
+    ):
+        (folder / "card.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_prior(folder)
+
+
+def test_operator_of_the_users_is_not_changed(y, field):
+    operator = make_operator("blur").to(torch.float32)
+    before = {name: value.clone() for name, value in operator.state_dict().items()}
+    emprior.solve(operator, torch.rand(1, *SHAPE, dtype=torch.float64), field, steps=5)
+    assert all(torch.equal(value, before[name]) for name, value in operator.state_dict().items())
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    code = "import sys, emprior; print([m for m in ('deepinv', 'matplotlib', 'skimage', 'torchmetrics') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

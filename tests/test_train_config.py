@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from emprior.train import check_config
+from emprior.train.config import Config, Train, apply_override, build
+
+
+def load(tmp_path, text, overrides=()):
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    return Config.load(path, list(overrides))
+
+
+def test_defaults_and_values(tmp_path):
+    config = load(tmp_path, "name: mine\ntrain: {batch_size: 8, clip: 1}\ntransport: {lr: 1e-3, balance: null}\n")
+    assert config.name == "mine"
+    assert config.train.batch_size == 8
+    assert config.train.clip == 1.0
+    assert isinstance(config.train.clip, float)
+    assert config.transport.lr == 1e-3
+    assert config.transport.balance is None
+    assert config.contrast == Config().contrast
+
+
+def test_round_trip(tmp_path):
+    text = "net: {arguments: {widths: [8, 8], blocks: 1}}\ntrain: {betas: [0.8, 0.9]}\ndata: {validation: v.npy}\n"
+    config = load(tmp_path, text)
+    assert config.train.betas == (0.8, 0.9)
+    assert load(tmp_path, yaml.safe_dump(config.to_dict())) == config
+
+
+def test_overrides(tmp_path):
+    settings = ["train.batch_size=64", "net.arguments.blocks=2", "name=other", "transport.balance=null", "name=last"]
+    config = load(tmp_path, "train: {seed: 3}\nnet: {arguments: {patch: 1}}\n", settings)
+    assert config.train == dataclasses.replace(Train(), batch_size=64, seed=3)
+    assert config.net.arguments == {"patch": 1, "blocks": 2}
+    assert config.transport.balance is None
+    assert config.name == "last"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\ntrian: {seed: 1}", r"line 2: unknown key 'trian'. Did you mean 'train'\?"),
+        ("train:\n  batchsize: 8", r"line 2: unknown key 'batchsize'. Did you mean 'batch_size'\?"),
+        ("train: {batch_size: 8.5}", r"line 1: batch_size should be int, got 8.5"),
+        ("train: {batch_size: true}", r"batch_size should be int, got True"),
+        ("train: {clip: false}", r"clip should be float, got False"),
+        ("train: {clip: high}", r"clip should be float, got 'high'"),
+        ("data: {flip: 1}", r"flip should be bool, got 1"),
+        ("data: {validation: 3}", r"validation should be str or null, got 3"),
+        ("train: {betas: [0.9]}", r"betas should be 2 numbers, got \[0.9\]"),
+        ("train: {betas: [0.9, high]}", r"betas should be 2 numbers"),
+        ("train: {betas: 0.9}", r"betas should be 2 numbers"),
+        ("net: {arguments: [1]}", r"arguments should be dict"),
+        ("train: 3", r"expected a section of keys, got 3"),
+        ("[1, 2]", r"must hold a mapping"),
+        ("train: {seed: 1", r"line 1: not YAML"),
+        ("name: a\nname: b", r"line 2: the key 'name' appears a second time"),
+    ],
+)
+def test_wrong_files_name_the_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.batch_size", "has no value"),
+        ("train.batch=8", r"--set train.batch=8: train: unknown key 'batch'. Did you mean 'batch_size'\?"),
+        ("train.batch_size=x", "batch_size should be int, got 'x'"),
+        ("name.first=8", "'name' is a value, not a section"),
+        ("name=[1", "is not a YAML value"),
+    ],
+)
+def test_wrong_overrides(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, "name: x", [setting])
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Config.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.batch_size=0", "train.batch_size is 0, expected a number at least 1: --set train.batch_size="),
+        ("train.log_every=0", "train.log_every is 0"),
+        ("train.precision=fp16", r"train.precision is 'fp16', which is unknown. Did you mean 'bf16'\?"),
+        ("contrast.negatives=repaly", r"contrast.negatives .* Did you mean 'replay'\?"),
+        ("net.architecture=locl", r"net.architecture .* Did you mean 'local'\?"),
+        ("transport.ema=1.0", "transport.ema is 1.0"),
+        ("transport.lr=.nan", "transport.lr is nan"),
+        ("contrast.trim=1.0", "contrast.trim is 1.0"),
+        ("contrast.chains=16", "contrast.chains is 16, fewer than contrast.batch_size 128"),
+        ("density.blend=0", "density.blend is 0"),
+        ("density.blend=0.95", "must end by noise fraction 1"),
+        ("train.betas=[0.9, 1.0]", "train.betas are"),
+        ("data.source=''", "data.source is empty"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with(setting, message):
+    tree = Config().to_dict()
+    tree["data"]["source"] = "somewhere"
+    check_config(build(Config, tree, "defaults"))
+    apply_override(tree, setting)
+    with pytest.raises(ValueError, match=message):
+        check_config(build(Config, tree, "defaults"))
+
+
+@pytest.mark.parametrize("key", ["train.batch_size", "contrast.batch_size", "contrast.chains"])
+def test_shares_of_processes_are_whole(key):
+    tree = Config().to_dict()
+    apply_override(tree, "data.source=somewhere")
+    check_config(build(Config, tree, "defaults"), processes=4)
+    apply_override(tree, f"{key}=130")
+    with pytest.raises(ValueError, match=rf"{key} is 130, which does not divide among 4 processes: --set {key}=128"):
+        check_config(build(Config, tree, "defaults"), processes=4)
+
+
+def test_nothing_to_train():
+    tree = Config().to_dict() | {"transport": {"steps": 0}, "contrast": {"steps": 0}, "data": {"source": "x"}}
+    with pytest.raises(ValueError, match="nothing to train"):
+        check_config(build(Config, tree, "defaults"))

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from emprior.hub import Card, load_prior, verify_prior
+from emprior.interpolant import Interpolant
+from emprior.priors.network import NetworkPrior
+from emprior.train import Config, Trainer, export_prior, run_training
+from emprior.train.config import build
+from emprior.train.evaluate import chain, denoising_psnr, drift
+
+
+def settings(folder, **sections):
+    np.save(folder / "train.npy", np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8))
+    np.save(folder / "test.npy", np.random.default_rng(1).integers(0, 256, (6, 8, 8), dtype=np.uint8))
+    tree = {
+        "name": "tiny",
+        "data": {"source": str(folder / "train.npy"), "name": "noise", "licence": "CC0-1.0"},
+        "net": {"architecture": "local", "arguments": {"widths": [8, 8], "blocks": 1}},
+        "train": {"batch_size": 8, "log_every": 10, "sample_every": 30},
+        "transport": {"steps": 20, "warmup": 5},
+        "contrast": {"steps": 20, "chains": 16, "batch_size": 8, "langevin_steps": 2},
+    }
+    for section, values in sections.items():
+        tree[section] |= values
+    return build(Config, tree, "test")
+
+
+def test_end_to_end(tmp_path):
+    config = settings(tmp_path, data={"validation": str(tmp_path / "test.npy")})
+    out = tmp_path / "out"
+    figures = run_training(config, out)
+    assert figures["finished"]
+    assert figures["stopped"] == "finished"
+    assert figures["iterations"] == 40
+    assert figures["images"] == 320
+    assert figures["prior"] == str(out / "prior")
+    assert {p.name for p in out.iterdir()} == {"checkpoint.pt", "log.jsonl", "samples-0000030.png", "prior"}
+    with Image.open(out / "samples-0000030.png") as picture:
+        assert picture.size == (2 * (8 * 9 + 1),) * 2
+
+    card = verify_prior(out / "prior")
+    assert card.name == "tiny"
+    assert card.shape == [1, 8, 8]
+    assert card.arguments == {"channels": 1, "widths": [8, 8], "blocks": 1}
+    assert card.density == {"sigma_star": 0.06, "blend": 0.1, "epsilon": 0.01}
+    assert "noise" in card.description
+    training = card.training
+    assert training["licence"] == "CC0-1.0"
+    assert (training["images_in_set"], training["images_seen"]) == (64, 320)
+    assert training["iterations"] == {"transport": 20, "contrast": 20}
+    assert training["settings"]["data"]["source"] == "train.npy"
+    assert training["torch"] == torch.__version__
+    assert "thread" in training["hardware"]
+    assert card.metrics["images"] == 6
+    assert card.metrics["chain"]["step"] == [0, 100, 300]
+    assert np.isfinite(list(card.metrics["denoising_psnr"].values())).all()
+    assert yaml.safe_load((out / "prior" / "card.yaml").read_text()) == card.__dict__
+
+    average = torch.load(out / "checkpoint.pt", weights_only=True)["average"]
+    loaded = load_prior(out / "prior").potential.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in average.items())
+
+
+def test_an_unfinished_training_goes_on_or_starts_anew(tmp_path):
+    config, out = settings(tmp_path), tmp_path / "out"
+    figures = run_training(config, out, seconds=0)
+    assert (figures["finished"], figures["stopped"], figures["prior"]) == (False, "seconds", None)
+    trainer = Trainer(config, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), out)
+    trainer.iterate()
+    trainer.save()
+    (out / "samples-0000001.png").touch()
+    assert run_training(config, out, seconds=0) | {"seconds": 0} == figures | {
+        "iterations": 1, "images": 8, "resumed": True, "seconds": 0,
+    }  # fmt: skip
+    assert run_training(config, out, seconds=0, fresh=True)["iterations"] == 0
+    assert {p.name for p in out.iterdir()} == {"checkpoint.pt"}
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 0
+
+
+def test_fresh_ignores_a_checkpoint_of_another_network(tmp_path):
+    run_training(settings(tmp_path), tmp_path / "out", seconds=0)
+    other = settings(tmp_path, net={"arguments": {"widths": [8, 8], "blocks": 2}})
+    with pytest.raises(ValueError, match="another 'net' section"):
+        run_training(other, tmp_path / "out", seconds=0)
+    assert run_training(other, tmp_path / "out", seconds=0, fresh=True)["resumed"] is False
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_weights_of_an_unfinished_training_can_be_exported(tmp_path, early):
+    config, out = settings(tmp_path), tmp_path / "out"
+    run_training(config, out, seconds=0)
+    if early:
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        del state["facts"]
+        torch.save(state, out / "checkpoint.pt")
+    card = export_prior(config, out, tmp_path / "prior", dtype=torch.float16)
+    assert card.training["iterations"] == {"transport": 0, "contrast": 0}
+    assert card.training["images_in_set"] == 64
+    assert card.metrics == {}
+    assert Card.read(tmp_path / "prior") == card
+    average = torch.load(out / "checkpoint.pt", weights_only=True)["average"]
+    loaded = load_prior(tmp_path / "prior").potential.state_dict()
+    assert all(torch.equal(loaded[key], value.half().float()) for key, value in average.items())
+
+
+def test_errors_come_before_the_training(tmp_path):
+    cases = {
+        "train.batch_size is 0": settings(tmp_path, train={"batch_size": 0}),
+        "there is no data at": settings(tmp_path, data={"source": str(tmp_path / "none.npy")}),
+        "there is no data at .*none": settings(tmp_path, data={"validation": str(tmp_path / "none.npy")}),
+        "argument 'depth'": settings(tmp_path, net={"arguments": {"depth": 3}}),
+    }
+    for message, config in cases.items():
+        with pytest.raises(ValueError, match=message):
+            run_training(config, tmp_path / "out")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        run_training(settings(tmp_path), tmp_path / "out", device="gpu")
+    with pytest.raises(ValueError, match="there is no checkpoint at"):
+        export_prior(settings(tmp_path), tmp_path / "out", tmp_path / "prior")
+    np.save(tmp_path / "colour.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="have 3 channels, but the network was trained on 1"):
+        run_training(settings(tmp_path, data={"validation": str(tmp_path / "colour.npy")}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Quadratic(torch.nn.Module):
+    def forward(self, x):
+        return 2.0 * x.square().flatten(1).sum(1)
+
+
+def test_figures_of_a_known_energy():
+    r"""With V = 2 |z|^2 the drift is -4, and a chain of step h ends at variance e / (4 (1 - 2 h)) = e / 3.92."""
+    prior = NetworkPrior(Quadratic(), (1, 8, 8), Interpolant(), epsilon=0.02)
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drift(prior, images), torch.full((64,), -4.0))
+    figures = chain(prior, images, steps=200)
+    assert figures["step"] == [0, 100, 200]
+    variance = 0.02 / 3.92
+    assert figures["pixel_std"][-1] == pytest.approx(variance**0.5 / 2, rel=0.05)
+    assert figures["energy"][-1] == pytest.approx(2 * 64 * variance, rel=0.1)
+    assert denoising_psnr(prior, images, 0.1) == denoising_psnr(prior, images, 0.1)
+
+
+SCRIPT = """
+import sys, torch
+sys.modules["deepinv"] = sys.modules["matplotlib"] = None
+from emprior.train import Config, run_training
+config = Config.load(sys.argv[1], ["transport.steps=1000000", "train.sample_every=0"])
+print(run_training(config, sys.argv[2])["stopped"])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_checkpoint(tmp_path):
+    r"""And none of it needs deepinv or matplotlib."""
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings(tmp_path).to_dict()))
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "train.yaml"), str(tmp_path / "out")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as run:
+        log = tmp_path / "out" / "log.jsonl"
+        while not log.exists() and run.poll() is None:
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        assert run.communicate(timeout=60)[0].strip() == "SIGTERM"
+    assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] >= 10
