@@ -56,7 +56,9 @@ def check_range(y: Tensor, typical: Tensor, sigma: float) -> None:
     """
     largest, expected = float(y.abs().max()), float(typical.abs().max()) + 6 * sigma
     if largest > 8 * max(expected, 1e-6):
-        hint = "This looks like 0-255: divide it by 255." if 30 * expected < largest < 2000 * expected else "Rescale it."
+        hint = (
+            "This looks like 0-255: divide it by 255." if 30 * expected < largest < 2000 * expected else "Rescale it."
+        )
         raise ValueError(
             f"y reaches {largest:.4g}, but measurements of images in [0, 1] by this operator reach about "
             f"{expected:.3g}. {hint}"

@@ -129,7 +129,8 @@ def _result(
 ) -> Result:
     samples = outcome.x.unflatten(0, (-1, outcome.images))
     if recipe.samples and outcome.moments.mean is not None:
-        estimate, std = outcome.moments.mean, outcome.moments.std()
+        estimate: Tensor = outcome.moments.mean
+        std: Tensor | None = outcome.moments.std()
     else:
         lowest = outcome.trace["energy"][-1].argmin(0)
         estimate = torch.stack([samples[int(s), b] for b, s in enumerate(lowest)])
@@ -201,12 +202,12 @@ def _check_fit(fidelity: GaussianFidelity, prior: Prior, shape: tuple[int, ...])
 
 def _mismatch(fidelity: GaussianFidelity, prior: Prior, shape: tuple[int, ...] | None) -> str:
     title = getattr(prior, "title", type(prior).__name__)
-    name, kind = type(fidelity.operator).__name__, {1: "gray", 3: "RGB"}.get(prior.shape[0], "")
-    images = f" whose images have shape {shape}" if shape else ""
+    operator, kind = type(fidelity.operator).__name__, {1: "gray ", 3: "RGB "}.get(prior.shape[0], "")
+    takes = f"takes images of shape {shape}" if shape else "gives no measurements of that shape"
     return (
-        f"y has shape {tuple(fidelity.y.shape)}, operator {name} is one{images or ' that takes no such measurements'}, "
-        f"and prior {title!r} is {kind + ' of ' if kind else 'of '}shape {prior.shape}. Pass measurements of {kind} images "
-        "of a matching size, or choose another prior from: emprior priors list"
+        f"y has shape {tuple(fidelity.y.shape)}, the operator {operator} {takes}, and prior {title!r} is for "
+        f"{kind}images of shape {prior.shape}. Pass measurements of {kind}images of a matching size, or choose "
+        "another prior from: emprior priors list"
     )
 
 

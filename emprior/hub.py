@@ -8,6 +8,7 @@ cache folder (`EMPRIOR_CACHE`, by default the user's cache); a path to a folder 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def list_priors() -> list[str]:
     return sorted(_folders())
 
 
-def find_prior(name: str | Path) -> Path:
+def find_prior(name: str | os.PathLike[str]) -> Path:
     r"""Returns the folder of a prior by name or path.
 
     Raises:
@@ -105,7 +106,7 @@ def find_prior(name: str | Path) -> Path:
     )
 
 
-def load_prior(name: str | Path) -> NetworkPrior:
+def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     r"""Loads a learned prior by name or folder.
 
     Raises:
@@ -144,7 +145,7 @@ def checked_bytes(folder: Path, card: Card) -> bytes:
     return content
 
 
-def verify_prior(name: str | Path) -> Card:
+def verify_prior(name: str | os.PathLike[str]) -> Card:
     r"""Checks a prior's card and weights by loading it and evaluating one energy; returns the card.
 
     Raises:

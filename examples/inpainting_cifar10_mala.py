@@ -18,7 +18,6 @@ import skimage
 import torch
 
 import emprior
-from emprior.io import to_tensor
 from emprior.metrics import psnr, ssim
 from emprior.plot import figure, save_figure
 

@@ -7,15 +7,15 @@ import math
 
 import pytest
 import torch
+from conftest import make_operator
 
 import emprior
-from conftest import make_operator
 from emprior._noise import Noise
 from emprior.energy import Energy, Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
 from emprior.result import Status
-from emprior.solvers import METHODS, MALA, ULA, Continuation, Descent, Flow, Stage, run
+from emprior.solvers import MALA, METHODS, ULA, Continuation, Descent, Flow, Stage, run
 
 CHAINS = 32
 

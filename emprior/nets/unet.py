@@ -3,6 +3,7 @@ r"""A residual U-Net without normalisation, the trunk of the learned energies.""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class ResidualBlock(nn.Module):
 
 
 def normalise(h: Tensor) -> Tensor:
-    r"""Returns :math:`h / \sqrt{\mathrm{mean}_c h_c^2 + 0.01}`, smooth, and local so that any image size works alike."""
+    r"""Returns :math:`h / \sqrt{\mathrm{mean}_c h_c^2 + 0.01}`: smooth, and local, so that any image size works."""
     return h * (h.square().mean(1, keepdim=True) + 0.01).rsqrt()
 
 
@@ -54,7 +55,7 @@ class UNet(nn.Module):
         super().__init__()
         self.patch = patch
         self.stride = patch * 2 ** (len(widths) - 1)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
 
         def stage(width: int) -> nn.Sequential:
             return nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from emprior.interpolant import Interpolant
 
+FLOOR = 0.02
+"""The least noise fraction that the loss weight tells from zero."""
+
 
 class EnergyMatchingLoss(nn.Module):
     r"""Transport, and contrast when negatives are given.
@@ -15,7 +18,8 @@ class EnergyMatchingLoss(nn.Module):
               L_\mathrm{CD} = \max(\lambda (\mathbb{E}_+ V - \mathbb{E}_- V), -\beta)
 
     :math:`w(s) = g(s)^2 / s^p` weighs the error of the clean estimate, :math:`g \nabla V`, by the
-    inverse of its least possible mean square, which grows about like :math:`s^p`. `balance=None` is the
+    inverse of its least possible mean square, which grows about like :math:`s^p` (:math:`s` is floored at
+    0.02, below which a net cannot follow and a few images would outweigh the rest). `balance=None` is the
     published weight, :math:`w = 1`. The share `trim` of the highest negative energies is left out.
 
     References:
@@ -72,7 +76,7 @@ class EnergyMatchingLoss(nn.Module):
         error = (gradient - target).square().flatten(1).mean(1)
         if self.balance is None:
             return error.mean()
-        return (error * self.interpolant.gain(s).square() / s.pow(self.balance)).mean()
+        return (error * self.interpolant.gain(s).square() / s.clamp(min=FLOOR).pow(self.balance)).mean()
 
     def contrast(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         energies = self.potential(torch.cat([positives, negatives]))
