@@ -1,16 +1,35 @@
 r"""Learned scalar energy priors for imaging inverse problems."""
 
-from emprior import priors
-from emprior._solve import solve
-from emprior.energy import Energy, Posterior, Prior, Scaled, Sum
-from emprior.fidelity import GaussianFidelity
-from emprior.hub import list_priors, load_prior
-from emprior.interaction import Interaction
-from emprior.operators import as_operator
-from emprior.problem import Problem, list_problems, load_problem
-from emprior.result import Diagnostics, Result, Status
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emprior import interop, metrics, priors
+    from emprior._solve import solve
+    from emprior.energy import Energy, Posterior, Prior, Scaled, Sum
+    from emprior.fidelity import GaussianFidelity
+    from emprior.hub import list_priors, load_prior
+    from emprior.interaction import Interaction
+    from emprior.operators import as_operator
+    from emprior.problem import Problem, list_problems, load_problem
+    from emprior.result import Diagnostics, Result, Status
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "_solve": ["solve"],
+    "energy": ["Energy", "Posterior", "Prior", "Scaled", "Sum"],
+    "fidelity": ["GaussianFidelity"],
+    "hub": ["list_priors", "load_prior"],
+    "interaction": ["Interaction"],
+    "operators": ["as_operator"],
+    "problem": ["Problem", "list_problems", "load_problem"],
+    "result": ["Diagnostics", "Result", "Status"],
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULES = ["interop", "metrics", "priors"]
 
 __all__ = [
     "Diagnostics",
@@ -25,10 +44,25 @@ __all__ = [
     "Status",
     "Sum",
     "as_operator",
+    "interop",
     "list_priors",
     "list_problems",
     "load_prior",
     "load_problem",
+    "metrics",
     "priors",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"emprior.{name}")
+    if name in _HOMES:
+        value = globals()[name] = getattr(import_module(f"emprior.{_HOMES[name]}"), name)
+        return value
+    raise AttributeError(f"module 'emprior' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,8 @@ from torch import Tensor
 def nearest(name: str, choices: Iterable[str]) -> str:
     r"""Returns a sentence that lists the choices and guesses the one that was meant."""
     choices = sorted(choices)
+    if not choices:
+        return "There are none to choose from."
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}The choices are: {', '.join(choices)}."

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,8 +103,9 @@ def solve(
         x = fidelity.prox(torch.full((samples * len(y), *shape), 0.5, dtype=y.dtype, device=y.device), 1.0)
     else:
         x = x0.to(y).repeat(samples, *(1,) * len(shape))
-    count = recipe.steps if steps is None else steps
-    stages = recipe.stages(count)
+    settings = replace(recipe.settings, **prior.settings.get(method, {}))
+    settings = settings if steps is None else replace(settings, steps=steps)
+    stages = recipe.stages(settings)
     if recipe.warm and recipe.samples and x0 is None:
         stages = [Stage(Flow(), WARM_UP, burn_in=WARM_UP), *stages]
     shown = sys.stderr.isatty() if progress is None else progress
@@ -114,7 +116,7 @@ def solve(
         "weight": float(weight),
         "samples": samples,
         "sigma": fidelity.sigma if isinstance(fidelity.sigma, float) else fidelity.sigma.tolist(),
-        "steps": count,
+        "steps": settings.steps,
         "seed": seed,
     }
     return _result(outcome, posterior, fidelity, recipe, config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +127,8 @@ class Prior(Energy):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = tuple(shape)
+        self.settings: dict[str, dict[str, Any]] = {}
+        """Settings of methods that were validated with this prior, by method."""
 
     @property
     def name(self) -> str:

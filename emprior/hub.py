@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
@@ -27,6 +28,7 @@ from emprior.nets import make_potential
 from emprior.priors.network import NetworkPrior
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
+DENSITY = ("sigma_star", "blend", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,14 @@ class Card:
         for key in tree:
             if key not in known:
                 raise ValueError(f"{path}: unknown key {key!r}. {nearest(str(key), known)}")
-        try:
-            return Card(**tree)
-        except TypeError as error:
-            missing = str(error).partition("missing ")[2] or str(error)
-            raise ValueError(f"{path} is incomplete: missing {missing}. Restore it from the package.") from error
+        required = [
+            name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING
+        ]
+        missing = [name for name in required if name not in tree]
+        missing += [f"density.{name}" for name in DENSITY if name not in (tree.get("density") or {})]
+        if missing:
+            raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}. Restore it from the package.")
+        return Card(**tree)
 
 
 def list_priors() -> list[str]:
@@ -114,7 +119,10 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     """
     folder = find_prior(name)
     card = Card.read(folder)
-    tensors = load_tensors(checked_bytes(folder, card))
+    try:
+        tensors = load_tensors(checked_bytes(folder, card))
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}. Save it with save_prior.") from error
     potential = make_potential(card.architecture, **card.arguments)
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     try:
@@ -122,7 +130,9 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
     interpolant = Interpolant(card.density["sigma_star"], card.density["blend"])
-    return NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
+    prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
+    prior.settings = card.solver
+    return prior
 
 
 def checked_bytes(folder: Path, card: Card) -> bytes:

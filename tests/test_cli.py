@@ -503,7 +503,7 @@ def test_train_messages(call, trained, tmp_path):
     path.write_text("name: mine\n")
     assert failed(call("train", path, *out, "--set", "train.batch=3"), 2, "--set train.batch=3", "batch_size")
     assert failed(call("train", path, *out, "--set", "train.seed"), 2, "no value")
-    assert failed(call("train", path, *out, "--set", "train.seed=[1"), 2, "--set train.seed=[1")
+    assert failed(call("train", path, *out, "--set", "train.seed=[1"), 2, "--set", "train.seed=[1")
     assert failed(call("train", path, *out, "--set", "train.seed=x"), 2, "should be int")
     assert failed(call("train", path, "--out", path), 2, "is a file")
     path.write_text("nmae: mine\n")

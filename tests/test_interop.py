@@ -145,7 +145,7 @@ def test_optim_builder_reaches_the_map():
 
 
 def test_ula_has_the_mean_of_the_posterior():
-    prior = gaussian(spread=10.0)
+    prior = GaussianPrior(gaussian().mean, torch.linspace(0.01, 0.1, 16).double().reshape(SHAPE))
     physics, y, sigma = measured(prior, images=1)
     chains = 64
     step = 0.5 / (prior.curvature + 1 / sigma**2)

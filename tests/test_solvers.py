@@ -15,7 +15,7 @@ from emprior.energy import Energy, Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
 from emprior.result import Status
-from emprior.solvers import MALA, METHODS, ULA, Continuation, Descent, Flow, Stage, run
+from emprior.solvers import MALA, METHODS, ULA, Continuation, Descent, Flow, Settings, Stage, run
 
 CHAINS = 32
 
@@ -39,7 +39,7 @@ def zscores(result, posterior):
 
 def chain_means(operator, y, prior, method, steps, seed=0):
     """Means over time of each chain, from the callback, and the result."""
-    burn_in = METHODS[method].stages(steps)[0].burn_in + 150
+    burn_in = METHODS[method].stages(Settings(steps))[0].burn_in + 150
     sums, count = 0, 0
 
     def add(index, rows):

@@ -57,16 +57,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    import yaml
-
     from emprior.train.config import Config
 
     path = check_file(options.config, "configuration")
-    try:
-        config = Config.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    config = Config.load(path)
     try:
         return Config.load(path, options.set) if options.set else config
-    except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"--set {' '.join(options.set)}: {error}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -21,6 +21,7 @@ __all__ = [
     "Method",
     "Moments",
     "Run",
+    "Settings",
     "Solver",
     "Stage",
     "State",
@@ -29,53 +30,75 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Settings:
+    r"""What a recipe can be told; a prior's card may carry settings that were validated with it.
+
+    Arguments:
+        steps: Iterations in all, burn-in included.
+        levels: The most noise levels of a continuation.
+        start: Its first noise level.
+        stop: Its last.
+        trust: Its `trust`.
+        tolerance: The relative gradient at which a descent stops.
+    """
+
+    steps: int
+    levels: int = 60
+    start: float = 1.5
+    stop: float = 0.01
+    trust: float = 0.3
+    tolerance: float = 1e-5
+
+
+@dataclass(frozen=True)
 class Method:
     r"""A named recipe of stages.
 
     Arguments:
-        stages: Makes the stages for a number of steps.
-        steps: The default number of steps.
+        stages: Makes the stages.
+        settings: The defaults.
         samples: Whether the last stage is a sampler.
         warm: Whether it needs a point to start from, rather than making its own.
     """
 
-    stages: Callable[[int], list[Stage]]
-    steps: int
+    stages: Callable[[Settings], list[Stage]]
+    settings: Settings
     samples: bool
     warm: bool = False
 
 
-def _map(steps: int) -> list[Stage]:
-    levels = max(1, min(60, round(0.7 * steps)))
-    return [Stage(Continuation(levels), levels), Stage(Descent(), max(1, steps - levels - 1))]
+def _map(s: Settings) -> list[Stage]:
+    levels = max(1, min(s.levels, round(0.7 * s.steps)))
+    first = Stage(Continuation(levels, s.start, s.stop, s.trust), levels)
+    return [first, Stage(Descent(s.tolerance), max(1, s.steps - levels - 1))]
 
 
-def _continuation(steps: int) -> list[Stage]:
-    return [Stage(Continuation(steps), steps)]
+def _continuation(s: Settings) -> list[Stage]:
+    return [Stage(Continuation(s.steps, s.start, s.stop, s.trust), s.steps)]
 
 
-def _descent(steps: int) -> list[Stage]:
-    return [Stage(Descent(), steps)]
+def _descent(s: Settings) -> list[Stage]:
+    return [Stage(Descent(s.tolerance), s.steps)]
 
 
-def _ula(steps: int) -> list[Stage]:
-    return [Stage(ULA(), steps, burn_in=steps // 4)]
+def _ula(s: Settings) -> list[Stage]:
+    return [Stage(ULA(), s.steps, burn_in=s.steps // 4)]
 
 
-def _mala(steps: int) -> list[Stage]:
-    burn_in = steps // 4
-    return [Stage(MALA(adapt=burn_in), steps, burn_in)]
+def _mala(s: Settings) -> list[Stage]:
+    burn_in = s.steps // 4
+    return [Stage(MALA(adapt=burn_in), s.steps, burn_in)]
 
 
-def _flow(steps: int) -> list[Stage]:
-    return [Stage(Flow(), steps, burn_in=min(steps - 1, 150))]
+def _flow(s: Settings) -> list[Stage]:
+    return [Stage(Flow(), s.steps, burn_in=min(s.steps - 1, 150))]
 
 
 METHODS: dict[str, Method] = {
-    "map": Method(_map, 90, samples=False),
-    "continuation": Method(_continuation, 60, samples=False),
-    "descent": Method(_descent, 200, samples=False, warm=True),
-    "ula": Method(_ula, 2000, samples=True, warm=True),
-    "mala": Method(_mala, 1000, samples=True, warm=True),
-    "flow": Method(_flow, 325, samples=True),
+    "map": Method(_map, Settings(400), samples=False),
+    "continuation": Method(_continuation, Settings(60), samples=False),
+    "descent": Method(_descent, Settings(400), samples=False, warm=True),
+    "ula": Method(_ula, Settings(2000), samples=True, warm=True),
+    "mala": Method(_mala, Settings(1000), samples=True, warm=True),
+    "flow": Method(_flow, Settings(325), samples=True),
 }

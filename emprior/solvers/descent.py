@@ -48,10 +48,12 @@ class Descent(Solver):
     Arguments:
         tolerance: The relative gradient :math:`\eta`.
         memory: The number of curvature pairs.
+        reach: The longest step, root mean square over pixels, in public units.
     """
 
     tolerance: float = 1e-5
-    memory: int = 10
+    memory: int = 20
+    reach: float = 0.05
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> DescentState:
         parts = energy.parts().values() if isinstance(energy, Sum) else [energy]
@@ -60,7 +62,6 @@ class Descent(Solver):
         scale = torch.stack([dot(g, g).sqrt() for g in gradients]).sum(0)
         pairs = torch.zeros(self.memory, *x.shape, dtype=x.dtype, device=x.device)
         norm = dot(gradient, gradient).sqrt()
-        reach = (0.01 * dot(torch.ones_like(x), torch.ones_like(x)).sqrt() / norm.clamp(min=1e-30)).clamp(max=1.0)
         return DescentState(
             x=x,
             count=0,
@@ -70,7 +71,7 @@ class Descent(Solver):
             scale=scale,
             direction=-gradient,
             slope=-dot(gradient, gradient),
-            step=reach,
+            step=0.2 * self._longest(-gradient).clamp(max=5.0),
             moves=pairs,
             changes=pairs.clone(),
             inverse=pairs.flatten(2)[..., 0].clone(),
@@ -79,7 +80,8 @@ class Descent(Solver):
     def step(self, energy: Energy, state: DescentState, noise: Noise) -> tuple[State, Info]:
         trial = state.x + column(state.step, state.x) * state.direction
         value, gradient = energy.value_and_grad(trial)
-        lower = (value <= state.value + 1e-4 * state.step * state.slope) & value.isfinite()
+        enough = value <= state.value + 1e-4 * state.step * state.slope
+        lower = enough & (value < state.value) & value.isfinite()
         taken = lower & ~state.done
         stalled = ~state.done & ~taken & (state.step < 1e-8)
 
@@ -99,7 +101,7 @@ class Descent(Solver):
         direction = torch.where(column(uphill, x), -gradient, direction)
         slope = torch.where(uphill, -dot(gradient, gradient), slope)
         fresh = torch.where(inverse[-1] > 0, torch.ones_like(state.step), state.step)
-        size = torch.where(taken, fresh, 0.4 * state.step)
+        size = torch.where(taken, torch.minimum(fresh, self._longest(direction)), 0.4 * state.step)
         done = state.done | (taken & (dot(gradient, gradient).sqrt() <= self.tolerance * state.scale))
         info = Info(evaluations=1 + (state.count == 0), step_size=state.step, stalled=stalled)
         return (
@@ -108,6 +110,9 @@ class Descent(Solver):
             ),
             info,
         )
+
+    def _longest(self, direction: Image) -> PerImage:
+        return self.reach / direction.flatten(1).square().mean(1).sqrt().clamp(min=1e-30)
 
 
 def _push(stack: Tensor, item: Tensor, where: Tensor) -> Tensor:
