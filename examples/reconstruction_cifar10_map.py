@@ -11,8 +11,6 @@ tuned for each problem on images that are not tested on. The table holds mean PS
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import deepinv
 import torch
@@ -25,7 +23,7 @@ from emprior.train.data import load_images
 WEIGHTS = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2)
 
 
-def total_variation(problem: emprior.Problem, y: Tensor, weight: float, steps: int = 150) -> Tensor:
+def total_variation(problem: emprior.Problem, y: Tensor, weight: float, steps: int) -> Tensor:
     solver = deepinv.optim.ADMM(
         data_fidelity=deepinv.optim.L2(),
         prior=deepinv.optim.TVPrior(n_it_max=30),
@@ -37,13 +35,8 @@ def total_variation(problem: emprior.Problem, y: Tensor, weight: float, steps: i
         return solver(y, problem.operator)
 
 
-def tuned(problem: emprior.Problem, x: Tensor, y: Tensor) -> float:
-    return max(WEIGHTS, key=lambda weight: float(psnr(total_variation(problem, y, weight), x).mean()))
-
-
-def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    start = time.perf_counter()
-    return function(), time.perf_counter() - start
+def tuned(problem: emprior.Problem, x: Tensor, y: Tensor, steps: int) -> float:
+    return max(WEIGHTS, key=lambda weight: float(psnr(total_variation(problem, y, weight, steps), x).mean()))
 
 
 def main() -> None:
@@ -53,6 +46,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--tune-images", type=int, default=16)
     parser.add_argument("--prior", default="cifar10")
+    parser.add_argument("--steps", type=int, help="of MAP; the prior's default unless given")
+    parser.add_argument("--tv-steps", type=int, default=300, help="of total variation")
     parser.add_argument("--problems", nargs="*", default=emprior.list_problems())
     args = parser.parse_args()
     test = load_images(args.test)[: args.images].float() / 255
@@ -63,11 +58,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name in args.problems:
         problem = emprior.load_problem(name)
-        weight = tuned(problem, tune, problem.measure(tune, seed=1))
+        weight = tuned(problem, tune, problem.measure(tune, seed=1), args.tv_steps)
         y = problem.measure(test, seed=0)
         inverse = psnr(problem.operator.A_dagger(y), test).mean()
-        tv = psnr(total_variation(problem, y, weight), test).mean()
-        result = emprior.solve(problem.operator, y, prior)
+        tv = psnr(total_variation(problem, y, weight, args.tv_steps), test).mean()
+        result = emprior.solve(problem.operator, y, prior, steps=args.steps)
         run = result.diagnostics
         print(
             f"| {problem.name} | {inverse:.2f} | {tv:.2f} ({weight}) | {psnr(result.estimate, test).mean():.2f} "

@@ -1,0 +1,134 @@
+"""What the repository promises outside of its modules: the README, the examples, the data and the package."""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import emprior
+from emprior.cli import main
+from emprior.hub import verify_prior
+from emprior.train.config import Config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def run_example(monkeypatch, capsys, name: str, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_readme_python(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    short = functools.partial(emprior.solve, steps=6)
+    monkeypatch.setattr(emprior, "solve", short)
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "out/readme/mean.npy").exists()
+
+
+def test_readme_commands(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("emprior ")]
+    assert len(lines) >= 5
+    for line in lines:
+        arguments = shlex.split(line, comments=True)[1:]
+        if arguments[0] == "train":
+            Config.load(ROOT / arguments[1], [arguments[3]])
+            continue
+        short = ["--steps", "4"] if arguments[0] in ("solve", "sample") else []
+        assert main([*arguments, *short]) in (0, 1), capsys.readouterr().err
+        assert "error" not in capsys.readouterr().err
+
+
+def test_readme_names_both_scripts():
+    for script in ("examples/quickstart.sh", "tests/run.sh"):
+        assert f"bash {script}" in README
+        assert (ROOT / script).stat().st_mode & 0o111
+
+
+def test_example_quickstart(monkeypatch, tmp_path, capsys):
+    out = run_example(
+        monkeypatch, capsys, "inpainting_cifar10_mala.py", "--steps", "8", "--samples", "2", "--out", str(tmp_path)
+    )
+    assert "psnr" in out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {"psnr", "ssim", "energy", "gradient_evaluations", "seconds"} <= figures["mala"].keys()
+    for name in ("estimate.npy", "mean.npy", "std.npy", "samples.npy", "figure.png", "result.json"):
+        assert (tmp_path / "mala" / name).exists()
+
+
+def test_example_reconstruction(monkeypatch, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    data = str(tmp_path / "x.npy")
+    arguments = (
+        "--test",
+        data,
+        "--tune",
+        data,
+        "--images",
+        "1",
+        "--tune-images",
+        "1",
+        "--tv-steps",
+        "2",
+        "--steps",
+        "5",
+    )
+    out = run_example(
+        monkeypatch, capsys, "reconstruction_cifar10_map.py", *arguments, "--problems", "cifar10/denoising"
+    )
+    assert "| cifar10/denoising |" in out
+
+
+@pytest.mark.parametrize("name", emprior.list_priors())
+def test_bundled_priors_load(name):
+    card = verify_prior(name)
+    assert card.name == name
+    assert card.training["data"]
+    assert card.metrics["denoising_psnr"]
+    assert (ROOT / "pretrained" / name / "weights.safetensors").stat().st_size < 20e6
+
+
+def test_the_cifar10_prior_restores_a_photograph():
+    import skimage
+
+    small = skimage.transform.resize(skimage.data.chelsea()[:, 75:375], (32, 32), anti_aliasing=True)
+    x = torch.from_numpy(small).float().permute(2, 0, 1)[None]
+    problem = emprior.load_problem("cifar10/inpainting")
+    y = problem.measure(x)
+    result = emprior.solve(problem.operator, y)
+    assert result.diagnostics.gradient_evaluations <= 100
+    assert result.status.ok
+    assert emprior.metrics.psnr(result.estimate, x) > 20
+    assert 0.5 < float(result.diagnostics.residual) < 2
+
+
+def test_every_package_is_installed():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    listed = set(parser["options"]["packages"].split())
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "emprior").rglob("__init__.py")}
+    assert found == {name for name in listed if not name.startswith("emprior._data")}
+
+
+def test_files_stay_small():
+    for path in (ROOT / "emprior").rglob("*.py"):
+        assert path.read_text().count("\n") <= 350, path
