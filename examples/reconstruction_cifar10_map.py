@@ -28,7 +28,7 @@ def total_variation(problem: emprior.Problem, y: Tensor, weight: float, steps: i
         data_fidelity=deepinv.optim.L2(),
         prior=deepinv.optim.TVPrior(n_it_max=30),
         lambda_reg=weight,
-        stepsize=1.0,
+        stepsize=10.0,
         max_iter=steps,
     )
     with torch.no_grad():
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--tune-images", type=int, default=16)
     parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--steps", type=int, help="of MAP; the prior's default unless given")
-    parser.add_argument("--tv-steps", type=int, default=300, help="of total variation")
+    parser.add_argument("--tv-steps", type=int, default=80, help="of total variation")
     parser.add_argument("--problems", nargs="*", default=emprior.list_problems())
     args = parser.parse_args()
     test = load_images(args.test)[: args.images].float() / 255

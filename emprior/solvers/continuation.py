@@ -40,6 +40,7 @@ class Continuation(Solver):
     start: float = 1.5
     stop: float = 0.01
     trust: float = 0.3
+    jitter: float = 1.0
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
         if not isinstance(energy, Posterior):
@@ -52,7 +53,7 @@ class Continuation(Solver):
         sigma = self.start ** (1 - share) * self.stop**share
         x = state.x
         if state.count < self.steps - 1:
-            x = x + sigma * noise.normal(*x.shape[1:])
+            x = x + self.jitter * sigma * noise.normal(*x.shape[1:])
         u = energy.prior.denoise(x, sigma)
         x = energy.fidelity.prox(u, self.trust * sigma**2 / energy.weight)
         done = torch.full_like(state.done, state.count + 1 >= self.steps)
