@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emprior import interop, metrics, priors
+    from emprior import hub, interop, metrics, priors
     from emprior._solve import solve
     from emprior.energy import Energy, Posterior, Prior, Scaled, Sum
     from emprior.fidelity import GaussianFidelity
@@ -29,7 +29,7 @@ _ROOMS = {
     "result": ["Diagnostics", "Result", "Status"],
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = ["interop", "metrics", "priors"]
+_MODULES = ["hub", "interop", "metrics", "priors"]
 
 __all__ = [
     "Diagnostics",
@@ -44,6 +44,7 @@ __all__ = [
     "Status",
     "Sum",
     "as_operator",
+    "hub",
     "interop",
     "list_priors",
     "list_problems",
