@@ -26,8 +26,18 @@ def check_measurement(y: object) -> Tensor:
         TypeError: It is not a tensor of float32 or float64.
         ValueError: It has no batch dimension, is empty, or is not finite.
     """
+    if type(y).__name__ == "TensorList":
+        raise TypeError(
+            "y is a TensorList, the measurements of stacked operators, which are not supported. "
+            "Write them as one operator whose measurements are one tensor."
+        )
     if not isinstance(y, Tensor):
         raise TypeError(f"y is a {type(y).__name__}, expected a tensor (B, ...). Convert it: torch.as_tensor(y).")
+    if y.is_complex():
+        raise TypeError(
+            "y is complex, but energies are of real numbers. Use an operator whose measurements have the real and "
+            "imaginary parts as channels, as deepinv.physics.MRI does, and pass torch.view_as_real(y) in its layout."
+        )
     if y.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"y is {y.dtype}, expected torch.float32 or torch.float64. Convert it: y.float(), "
@@ -45,7 +55,7 @@ def check_measurement(y: object) -> Tensor:
             f"y holds {int((~y[image].isfinite()).sum())} values of image {image} that are NaN or infinite. "
             "Mask them out of the operator, or replace them: y = y.nan_to_num()."
         )
-    return y
+    return y.detach()
 
 
 def check_range(y: Tensor, typical: Tensor, sigma: float) -> None:
@@ -65,6 +75,23 @@ def check_range(y: Tensor, typical: Tensor, sigma: float) -> None:
             f"y reaches {largest:.4g}, but measurements of images in [0, 1] by this operator reach about "
             f"{expected:.3g}. {hint}"
         )
+
+
+def check_start(x0: object, images: int) -> Tensor:
+    r"""Returns `x0` if it is one finite start for each of `images` images.
+
+    Raises:
+        TypeError: It is not a floating-point tensor.
+        ValueError: It is of another number of images, or not finite.
+    """
+    if not isinstance(x0, Tensor) or not x0.is_floating_point():
+        kind = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        raise TypeError(f"x0 is {kind}, expected a floating-point tensor (B, C, H, W) in [0, 1]. Convert it.")
+    if len(x0) != images:
+        raise ValueError(f"x0 holds {len(x0)} images, but y holds {images}. Pass one start for each.")
+    if not bool(x0.isfinite().all()):
+        raise ValueError("x0 holds values that are NaN or infinite. Replace them: x0 = x0.nan_to_num().")
+    return x0.detach()
 
 
 def check_positive(name: str, value: object, whole: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 
 def derive_seed(*key: Hashable) -> int:
     r"""Returns a 63-bit seed for a key of integers and strings, the same on every machine."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    plain = tuple(int(part) if isinstance(part, Integral) else part for part in key)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

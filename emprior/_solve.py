@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from emprior._check import check_measurement, check_positive, check_range, nearest
+from emprior._check import check_measurement, check_positive, check_range, check_start, nearest
 from emprior._noise import Noise, generator
 from emprior._types import Image
 from emprior.energy import Posterior, Prior
@@ -23,7 +23,7 @@ from emprior.hub import load_prior
 from emprior.interaction import Interaction
 from emprior.operators import as_operator
 from emprior.result import Diagnostics, Result, Status
-from emprior.solvers import METHODS, Flow, Method, Run, Stage, run
+from emprior.solvers import METHODS, Flow, Method, Run, Settings, Stage, run
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("emprior")
 
 
+@torch.no_grad()
 def solve(
     operator: Physics,
     y: Tensor,
@@ -90,8 +91,9 @@ def solve(
     recipe = _method(method)
     if steps is not None:
         check_positive("steps", steps, whole=True)
-    if interaction is not None and samples < 2:
-        raise ValueError(f"an interaction is between samples, but samples is {samples}. Pass samples=2 or more.")
+    if interaction is not None:
+        _check_interaction(interaction, samples, method)
+    x0 = None if x0 is None else check_start(x0, len(y))
     prior = _prior(prior, y)
     fidelity = GaussianFidelity(as_operator(operator, prior.shape), y, sigma)
     shape = _image_shape(fidelity, prior, x0)
@@ -99,12 +101,8 @@ def solve(
 
     posterior = Posterior(fidelity, prior, weight, interaction.among(samples).to(y) if interaction else None)
     noise = Noise([(seed, _digest(image), s) for s in range(samples) for image in y], y.device, y.dtype)
-    if x0 is None:
-        x = fidelity.prox(torch.full((samples * len(y), *shape), 0.5, dtype=y.dtype, device=y.device), 1.0)
-    else:
-        x = x0.to(y).repeat(samples, *(1,) * len(shape))
-    settings = replace(recipe.settings, **prior.settings.get(method, {}))
-    settings = settings if steps is None else replace(settings, steps=steps)
+    x = _starts(fidelity, noise, shape, x0, scatter=recipe.warm and not recipe.samples)
+    settings = _settings(recipe, prior, method, steps, fresh=x0 is None)
     stages = recipe.stages(settings)
     if recipe.warm and recipe.samples and x0 is None:
         stages = [Stage(Flow(), WARM_UP, burn_in=WARM_UP), *stages]
@@ -120,6 +118,37 @@ def solve(
         "seed": seed,
     }
     return _result(outcome, posterior, fidelity, recipe, config)
+
+
+def _starts(fidelity: GaussianFidelity, noise: Noise, shape: tuple[int, ...], x0: Image | None, scatter: bool) -> Image:
+    r"""Returns the first rows: `x0`, or gray images fitted to the data, scattered from the second sample on."""
+    if x0 is not None:
+        return x0.to(fidelity.y).repeat(len(noise) // fidelity.images, *(1,) * len(shape))
+    gray = torch.full((len(noise), *shape), 0.5, dtype=fidelity.y.dtype, device=fidelity.y.device)
+    x = fidelity.prox(gray, 1.0)
+    if scatter:
+        x[fidelity.images :] += 0.1 * noise.normal(*shape)[fidelity.images :]
+    return x
+
+
+def _settings(recipe: Method, prior: Prior, method: str, steps: int | None, fresh: bool) -> Settings:
+    validated = prior.settings.get(method, {})
+    known = Settings.__dataclass_fields__
+    for key in validated:
+        if key not in known:
+            raise ValueError(f"the prior's settings for {method!r} hold {key!r}. {nearest(str(key), known)}")
+    settings = replace(recipe.settings, **validated, fresh=fresh)
+    return settings if steps is None else replace(settings, steps=steps)
+
+
+def _check_interaction(interaction: object, samples: int, method: str) -> None:
+    if not isinstance(interaction, Interaction):
+        raise TypeError(f"interaction is a {type(interaction).__name__}. Pass emprior.Interaction(strength=1.0).")
+    if samples < 2:
+        raise ValueError(f"an interaction is between samples, but samples is {samples}. Pass samples=2 or more.")
+    if not METHODS[method].samples:
+        choices = ", ".join(name for name, other in METHODS.items() if other.samples)
+        raise ValueError(f"an interaction is between samples, but {method!r} does not sample. Use one of: {choices}.")
 
 
 WARM_UP = 150
@@ -168,8 +197,6 @@ def _prior(prior: str | os.PathLike[str] | Prior, y: Tensor) -> Prior:
 
 def _image_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image | None) -> tuple[int, ...]:
     if x0 is not None:
-        if len(x0) != fidelity.images:
-            raise ValueError(f"x0 holds {len(x0)} images, but y holds {fidelity.images}. Pass one start for each.")
         return tuple(x0.shape[1:])
     if _measures(fidelity, prior.shape):
         return prior.shape

@@ -148,8 +148,8 @@ class Prior(Energy):
         """
 
     @abstractmethod
-    def start(self, noise: Noise) -> Image:
-        r"""Draws the rows that the flow to data begins from, `(rows, *shape)`."""
+    def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
+        r"""Draws the rows that the flow to data begins from, `(rows, *shape)`, for a `shape` that is accepted."""
 
     @abstractmethod
     def sample(self, n: int, *, seed: int = 0) -> Image:

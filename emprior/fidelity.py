@@ -46,11 +46,16 @@ class GaussianFidelity(Fidelity):
         super().__init__()
         self.operator = cast(as_operator(operator), y)
         level = resolve_sigma(self.operator, sigma)
+        if not isinstance(level, float) and len(level) != len(y):
+            raise ValueError(
+                f"sigma holds {len(level)} levels, but y holds {len(y)} images. Pass one for each, or a number."
+            )
         self.sigma = level if isinstance(level, float) else level.to(y)
         self.linear = isinstance(self.operator, LinearPhysics)
         self.register_buffer("y", y)
         self.y: Tensor
         self.images, self.measured = len(y), tuple(y.shape[1:])
+        self._seen: Tensor | None = None
         tensors = [*self.operator.buffers(), *self.operator.parameters()]
         self.per_image = any(len(t) == len(y) > 1 for t in tensors if t.ndim > 1)
 
@@ -59,8 +64,19 @@ class GaussianFidelity(Fidelity):
 
     def misfit(self, x: Image) -> Tensor:
         r"""Returns :math:`(A x - y) / \sigma`, `(S B, *measured)`."""
-        y = self.y.repeat(len(x) // self.images, *(1,) * (self.y.ndim - 1))
-        return (self._map(self.operator.A, x) - y) / self._level(y)
+        y = self._tiled(self.y, x)
+        return (self._map(self.operator.A, x) - y) * self._tiled(self.seen(x), x) / self._level(y)
+
+    def seen(self, x: Image) -> Tensor:
+        r"""Returns 1 where a measurement depends on the image and 0 where it is noise alone, `(B, *measured)`."""
+        from emprior.operators import observed
+
+        if self._seen is None:
+            self._seen = observed(self.operator, x[: self.images].detach()).expand_as(self.y)
+        return self._seen
+
+    def _tiled(self, y: Tensor, x: Image) -> Tensor:
+        return y.repeat(len(x) // self.images, *(1,) * (y.ndim - 1))
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         with torch.no_grad():
@@ -78,12 +94,9 @@ class GaussianFidelity(Fidelity):
         return torch.cat([self.operator.A_vjp(a, b) for a, b in pairs])
 
     def residual(self, x: Image) -> PerImage:
-        from emprior.operators import observed
-
         with torch.no_grad():
-            seen = observed(self.operator, x[: self.images]).flatten(1).sum(1)
-            squares = self.misfit(x).flatten(1).square().sum(1)
-            return (squares / seen.repeat(len(x) // self.images)).sqrt()
+            count = self._tiled(self.seen(x), x).flatten(1).sum(1)
+            return (self.misfit(x).flatten(1).square().sum(1) / count).sqrt()
 
     def curve(self, v: Image) -> Image:
         r"""Returns :math:`A^\top A v / \sigma^2`, or zero for a nonlinear operator."""
@@ -135,11 +148,14 @@ class GaussianFidelity(Fidelity):
         try:
             shape = self.operator.A_adjoint(self.y[:1]).shape
             probe = torch.randn(shape, generator=generator("closed"), dtype=torch.float64).to(self.y)
-            goal = (2e4 * torch.finfo(probe.dtype).eps) ** 2 * _dot(probe, probe)
-            for gamma in (self.sigma**2, 100 * self.sigma**2):
-                solved = self._invert(probe, gamma)
-                error = solved + gamma * self.curve(solved) - probe
-                if not bool(_dot(error, error) <= goal):
+            norm = _dot(probe, probe).sqrt()
+            gain = self.sigma**2 * _dot(self.curve(probe), self.curve(probe)).sqrt() / norm
+            for ratio in (1.0, 100.0):
+                solved = self._invert(probe, ratio * self.sigma**2)
+                error = solved + ratio * self.sigma**2 * self.curve(solved) - probe
+                if not bool(
+                    _dot(error, error).sqrt() <= 100 * torch.finfo(probe.dtype).eps * (1 + ratio * gain) * norm
+                ):
                     return False
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             return False

@@ -79,6 +79,9 @@ class Card:
         for key in tree:
             if key not in known:
                 raise ValueError(f"{path}: unknown key {key!r}. {nearest(str(key), known)}")
+        for key in ("arguments", "density", "training", "metrics", "solver"):
+            if not isinstance(tree.get(key, {}), dict):
+                raise ValueError(f"{path}: {key!r} should be a section of keys, got {tree[key]!r}.")
         required = [
             name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING
         ]
@@ -131,7 +134,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
         raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
     interpolant = Interpolant(card.density["sigma_star"], card.density["blend"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
-    prior.settings = card.solver
+    prior.settings = {**prior.settings, **card.solver}
     return prior
 
 

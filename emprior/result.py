@@ -44,8 +44,8 @@ class Status(enum.Enum):
     STALLED = "the line search could find no lower energy: at the limit of floating point"
     EXHAUSTED = "the steps ran out before the tolerance was met; raise steps"
     INTERRUPTED = "interrupted before the last step; the result holds the steps that were taken"
-    DIVERGED = "diverged: the energy kept growing; lower step_size"
-    NON_FINITE = "the energy became infinite or NaN; lower step_size, or check y and sigma"
+    DIVERGED = "diverged: the image ran away from its start; weaken the interaction or take another method"
+    NON_FINITE = "the energy became infinite or NaN; check y, sigma and x0, or take another method"
 
     @property
     def ok(self) -> bool:

@@ -15,6 +15,7 @@ from emprior.hub import load_prior, save_prior, verify_prior
 from emprior.interpolant import Interpolant
 from emprior.nets import make_potential
 from emprior.priors import GaussianPrior, NetworkPrior
+from emprior.solvers import METHODS
 
 TINY = {"channels": 3, "patch": 2, "widths": [8, 8], "blocks": 1}
 
@@ -103,10 +104,57 @@ def test_nonlinear_operator():
     assert ((chains.mean - result.estimate) / chains.std).abs().mean() < 0.5
 
 
-def test_other_sizes_for_a_convolutional_prior(denoising):
+@pytest.mark.parametrize("method", METHODS)
+def test_other_sizes_for_a_convolutional_prior(denoising, method):
     prior = NetworkPrior(tiny(), (3, 8, 8), Interpolant(), 0.01)
-    result = emprior.solve(denoising, torch.rand(1, 3, 12, 20), prior, method="continuation", steps=3)
+    result = emprior.solve(denoising, torch.rand(1, 3, 12, 20), prior, method=method, steps=20)
     assert result.estimate.shape == (1, 3, 12, 20)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_equals_its_images_with_a_network(y, method):
+    import deepinv as dinv
+
+    prior = NetworkPrior(tiny().double(), (3, 8, 8), Interpolant(), 0.01)
+    physics, sigma, y = (
+        dinv.physics.Denoising(dinv.physics.ZeroNoise()),
+        torch.tensor([0.05, 0.1], dtype=torch.float64),
+        y.double(),
+    )
+    together = emprior.solve(physics, y, prior, method=method, samples=2, steps=20, sigma=sigma)
+    for i in range(2):
+        alone = emprior.solve(physics, y[i : i + 1], prior, method=method, samples=2, steps=20, sigma=float(sigma[i]))
+        assert (together.samples[:, i] - alone.samples[:, 0]).abs().max() < 1e-10
+        assert (together.estimate[i] - alone.estimate[0]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["SinglePixelCamera", "MRI", "Downsampling", "CompressedSensing", "Blur"])
+def test_operators_of_deepinv(name):
+    import deepinv as dinv
+
+    noise, random = dinv.physics.GaussianNoise(0.05), torch.Generator().manual_seed(0)
+    channels = 2 if name == "MRI" else 1
+    shape = (channels, 8, 8)
+    operators = {
+        "SinglePixelCamera": lambda: dinv.physics.SinglePixelCamera(32, shape, noise_model=noise),
+        "MRI": lambda: dinv.physics.MRI((torch.rand(8, 8, generator=random) < 0.5).float(), shape, noise_model=noise),
+        "Downsampling": lambda: dinv.physics.Downsampling(shape, factor=2, filter="bilinear", noise_model=noise),
+        "CompressedSensing": lambda: dinv.physics.CompressedSensing(20, shape, rng=random, noise_model=noise),
+        "Blur": lambda: dinv.physics.Blur(torch.ones(1, 1, 3, 3) / 9, padding="circular", noise_model=noise),
+    }
+    operator = operators[name]()
+    prior = GaussianPrior(torch.full(shape, 0.5).double(), torch.full(shape, 0.04).double())
+    y = operator.A(prior.sample(2, seed=0).float()).double()
+    y = y + 0.05 * torch.randn(y.shape, generator=random, dtype=torch.float64)
+    result = emprior.solve(operator, y, prior)
+    assert result.status.ok
+    assert (result.estimate - prior.posterior(operator, y, 0.05).mean).abs().max() < 1e-4
+
+
+def test_gradients_do_not_pass_through(denoising, y, rgb):
+    result = emprior.solve(denoising, y.clone().requires_grad_(), rgb, method="flow", steps=30)
+    assert not result.estimate.requires_grad
+    assert not result.measurement.requires_grad
 
 
 BAD = {
@@ -127,7 +175,18 @@ BAD = {
     "steps": (lambda y: y, {"steps": 2.5}, r"steps is 2.5"),
     "weight": (lambda y: y, {"weight": -1.0}, r"weight is -1.0"),
     "interaction": (lambda y: y, {"interaction": emprior.Interaction(1.0)}, r"samples=2 or more"),
+    "interaction of modes": (
+        lambda y: y,
+        {"interaction": emprior.Interaction(1.0), "samples": 2},
+        r"'map' does not sample. Use one of: ula, mala, flow",
+    ),
+    "interaction kind": (lambda y: y, {"interaction": 1.0, "samples": 2, "method": "mala"}, r"emprior\.Interaction"),
     "x0": (lambda y: y, {"x0": torch.zeros(1, 3, 8, 8)}, r"x0 holds 1 images, but y holds 2"),
+    "x0 kind": (lambda y: y, {"x0": [0.0]}, r"x0 is list"),
+    "x0 value": (lambda y: y, {"x0": torch.full((2, 3, 8, 8), torch.nan)}, r"x0 holds values that are NaN"),
+    "complex": (lambda y: y + 0j, {}, r"y is complex"),
+    "sigma count": (lambda y: y, {"sigma": torch.tensor([0.1, 0.1, 0.1])}, r"sigma holds 3 levels, but y holds 2"),
+    "flow": (lambda y: y, {"method": "flow", "steps": 5}, r"at least 20 steps"),
 }
 
 
@@ -206,6 +265,6 @@ def test_import_is_light():
     import sys
 
     heavy = ("deepinv", "matplotlib", "skimage", "torchmetrics")
-    code = f"import sys, emprior; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, emprior; emprior.solve; emprior.Result; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -31,12 +31,6 @@ class Quadratic(Energy):
         return x.flatten(1).square().sum(1) / (2 * self.s**2)
 
 
-def zscores(result, posterior):
-    """The error of the mean over chains, in Monte-Carlo standard errors estimated between chains."""
-    errors = result.mean - posterior.mean
-    return errors / posterior.std
-
-
 def chain_means(operator, y, prior, method, steps, seed=0):
     """Means over time of each chain, from the callback, and the result."""
     burn_in = METHODS[method].stages(Settings(steps))[0].burn_in + 150
@@ -213,7 +207,49 @@ def test_an_energy_that_breaks_is_reported(caplog):
         out = run([Stage(ULA(step_size=0.1), 5)], Broken(), x, Noise([(0, 0), (0, 1)]), 2)
     assert out.status == [Status.SAMPLED, Status.NON_FINITE]
     assert torch.isfinite(out.x).all()
-    assert "image 1 is not finite at iteration 1" in caplog.text
+    assert "image 1 at iteration 1: the energy became infinite or NaN" in caplog.text
+
+
+@pytest.mark.parametrize("solver", [ULA(step_size=0.1), MALA(curvature=1.0)])
+def test_an_energy_without_a_value_is_reported(solver):
+    class Undefined(Quadratic):
+        def forward(self, x):
+            return super().forward(x) * torch.where(x.flatten(1)[:, 0] > 5, math.nan, 1.0)
+
+        def value_and_grad(self, x):
+            return self(x), x
+
+    x = torch.stack([torch.zeros(1, 2, 2), torch.full((1, 2, 2), 100.0)])
+    out = run([Stage(solver, 5)], Undefined(1.0), x, Noise([(0, 0), (0, 1)]), 2)
+    assert out.status == [Status.SAMPLED, Status.NON_FINITE]
+
+
+def test_a_repulsion_that_is_too_strong_diverges(field):
+    operator = make_operator("inpainting")
+    y = operator.A(field.sample(1, seed=1))
+    interaction = emprior.Interaction(0.05)
+    result = emprior.solve(operator, y, field, method="ula", samples=2, steps=4000, interaction=interaction)
+    assert result.status is Status.DIVERGED
+    assert not result.status.ok
+    assert result.estimate.isfinite().all()
+
+
+def test_methods_without_a_test_do_not_claim_one(case, field):
+    operator, y, _ = case
+    assert emprior.solve(operator, y, field, method="continuation", steps=25).status is Status.SAMPLED
+
+
+def test_ula_has_its_exact_biased_posterior(field):
+    operator = make_operator("denoising")
+    y = operator.A(field.sample(2, seed=1))
+    result = emprior.solve(operator, y, field, method="ula", samples=64, steps=2000)
+    h = result.diagnostics.step_size
+    assert (h - h[0]).abs().max() < 1e-12
+    values, basis = torch.linalg.eigh(torch.linalg.inv(field.covariance_matrix()) + torch.eye(64) / 0.1**2)
+    law = basis * (1 / (values * (1 - h[0] * values / 2))) @ basis.mT
+    exact = law.diagonal().sqrt().reshape(1, 8, 8)
+    assert (result.std / exact).mean().sub(1).abs() < 0.01
+    assert (exact / field.posterior(operator, y, 0.1).std).mean() > 1.02
 
 
 def test_an_interrupt_returns_what_there_is(case, field):
@@ -225,6 +261,8 @@ def test_an_interrupt_returns_what_there_is(case, field):
 
     result = emprior.solve(operator, y, field, method="mala", steps=100, callback=stop)
     assert result.status is Status.INTERRUPTED
+    assert result.diagnostics.trace["step"].diff().min() > 0
+    assert int(result.diagnostics.trace["step"][-1]) == 170
     assert result.estimate.isfinite().all()
 
 

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from emprior.cli._common import UsageError, add_command, add_device, check_device, check_prior, positive_int
+from emprior.cli._common import (
+    UsageError,
+    add_command,
+    add_device,
+    check_device,
+    check_prior,
+    is_terminal,
+    positive_int,
+)
 
 EXAMPLES = """
 emprior sample --prior cifar10 -n 64 --out grid.png
@@ -41,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     prior = load_prior(options.prior).to(device)
     settings = {} if options.steps is None else {"steps": options.steps}
-    x = prior.sample(options.n, seed=options.seed, **settings).cpu()
+    x = prior.sample(options.n, seed=options.seed, progress=is_terminal(), **settings).cpu()
     if not x.isfinite().all():
         raise FloatingPointError(
             f"prior {options.prior!r} gave samples that are not finite: its flow diverges. Train it again."

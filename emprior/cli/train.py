@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emprior.cli._common import UsageError, add_command, add_device, check_device, check_file, is_terminal
+from emprior.cli._common import UsageError, add_command, add_device, as_json, check_device, check_file, is_terminal
 from emprior.cli._common import positive_float as seconds
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     )
     add_device(parser)
     parser.add_argument("--seconds", type=seconds, metavar="T", help="stop after about that long")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever --out holds")
 
 
@@ -50,7 +51,11 @@ def run(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         fresh=options.fresh,
     )
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    if options.json:
+        print(as_json(figures))
+    else:
         end = "; finished" if figures["finished"] else "; stopped before the end, the same command goes on"
         print(f"{figures['out']}: {figures['iterations']} iterations, {figures['images']} images{end}")
     return 0

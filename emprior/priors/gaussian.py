@@ -114,7 +114,7 @@ class GaussianPrior(Prior):
         variance = as_variance(sigma, x)
         return self.mean + self.covariance.filter(self._centred(x), lambda c: c / (c + variance)).reshape(x.shape)
 
-    def start(self, noise: Noise) -> Image:
+    def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         r"""Draws rows from the prior itself, `(rows, *shape)`."""
         white = noise.normal(*self.shape).to(self.mean)
         return self.mean + self.covariance.filter(white.flatten(1)[:, None], torch.sqrt).reshape(white.shape)

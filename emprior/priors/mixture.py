@@ -111,7 +111,7 @@ class GaussianMixturePrior(Prior):
         filtered = self.means.flatten(1) + self.covariances.filter(centred, lambda c: c / (c + variance))
         return _average(self._joint(centred, variance).softmax(1), filtered).reshape(x.shape)
 
-    def start(self, noise: Noise) -> Image:
+    def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         r"""Draws rows from the prior itself, `(rows, *shape)`."""
         uniform, white = noise.uniform().to(self.means), noise.normal(*self.shape).to(self.means)
         chosen = _choose(self.weights.expand(len(noise), -1), uniform)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
 from emprior.interpolant import Interpolant
+
+CHUNK = 64
+"""Images generated at a time; image `i` depends on `(seed, i)` alone, so the number changes nothing."""
 
 
 class NetworkPrior(Prior):
@@ -41,6 +45,7 @@ class NetworkPrior(Prior):
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
         self.curvature = 4 / (epsilon * (interpolant.sigma_star or epsilon))
         self.time_unit = epsilon / 4
+        self.settings = {"map": {"steps": 98, "tolerance": 0.01}}
         self.thermal = (epsilon * interpolant.sigma_star) ** 0.5 / 2
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
@@ -69,17 +74,20 @@ class NetworkPrior(Prior):
         return (self.interpolant.endpoint(z, self.potential_gradient(z), s) + 1) / 2
 
     def potential_gradient(self, z: Tensor) -> Tensor:
-        r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, detached."""
+        r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, differentiable if `z` is."""
+        follow = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf)
+            leaf = z if follow else z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf, create_graph=follow)
         return gradient
 
-    def start(self, noise: Noise) -> Image:
+    def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         r"""Draws white noise of the network's range, in public units: mean and deviation 1/2."""
-        return (noise.normal(*self.shape) + 1) / 2
+        return (noise.normal(*(shape or self.shape)) + 1) / 2
 
-    def sample(self, n: int, *, seed: int = 0, steps: int = 325, step_size: float = 0.01) -> Image:
+    def sample(
+        self, n: int, *, seed: int = 0, steps: int = 325, step_size: float = 0.01, progress: bool = False
+    ) -> Image:
         r"""Generates `n` images by following :math:`-\nabla V` from noise and warming to :math:`\epsilon`.
 
         .. math:: z \leftarrow z - h \nabla V(z) + \sqrt{2 h \epsilon(t)}\, n, \qquad
@@ -92,13 +100,21 @@ class NetworkPrior(Prior):
             seed: The seed.
             steps: Langevin steps; `steps * step_size` is the sampling time.
             step_size: The step `h`.
+            progress: Whether to show a bar.
         """
+        parts = [range(first, min(first + CHUNK, n)) for first in range(0, n, CHUNK)]
+        with tqdm(total=steps * len(parts), disable=not progress, unit="step", leave=False) as bar:
+            return torch.cat([self._generate(part, seed, steps, step_size, bar) for part in parts])
+
+    @torch.no_grad()
+    def _generate(self, indices: range, seed: int, steps: int, step_size: float, bar: tqdm) -> Image:
         reference = next(self.potential.parameters())
-        noise = Noise([(seed, "sample", i) for i in range(n)], reference.device, reference.dtype)
+        noise = Noise([(seed, "sample", i) for i in indices], reference.device, reference.dtype)
         z = noise.normal(*self.shape)
         for index in range(steps):
             heat = self.epsilon * min(1.0, max(0.0, (index * step_size - 0.9) / 0.1))
             z = z - step_size * self.potential_gradient(z)
             if heat > 0:
                 z = z + (2 * step_size * heat) ** 0.5 * noise.normal(*self.shape)
+            bar.update()
         return (z + 1) / 2

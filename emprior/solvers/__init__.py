@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+FLOW = 325
+"""The steps of a flow, the published sampling time of 3.25."""
+
+
 @dataclass(frozen=True)
 class Settings:
     r"""What a recipe can be told; a prior's card may carry settings that were validated with it.
@@ -40,6 +44,7 @@ class Settings:
         stop: Its last.
         trust: Its `trust`.
         tolerance: The relative gradient at which a descent stops.
+        fresh: Whether a flow starts from noise rather than where the rows are.
     """
 
     steps: int
@@ -48,6 +53,7 @@ class Settings:
     stop: float = 0.01
     trust: float = 0.3
     tolerance: float = 1e-5
+    fresh: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,13 @@ def _mala(s: Settings) -> list[Stage]:
 
 
 def _flow(s: Settings) -> list[Stage]:
-    return [Stage(Flow(), s.steps, burn_in=min(s.steps - 1, 150))]
+    if s.steps < 20:
+        raise ValueError(
+            f"a flow from noise to data takes at least 20 steps, got {s.steps}. Leave out steps for {FLOW}."
+        )
+    step_size = max(0.01, 1.5 / s.steps)
+    burn_in = round(1.1 / step_size) if s.fresh else s.steps // 4
+    return [Stage(Flow(step_size, fresh=s.fresh), s.steps, burn_in)]
 
 
 METHODS: dict[str, Method] = {
@@ -100,5 +112,5 @@ METHODS: dict[str, Method] = {
     "descent": Method(_descent, Settings(400), samples=False, warm=True),
     "ula": Method(_ula, Settings(2000), samples=True, warm=True),
     "mala": Method(_mala, Settings(1000), samples=True, warm=True),
-    "flow": Method(_flow, Settings(325), samples=True),
+    "flow": Method(_flow, Settings(FLOW), samples=True),
 }

@@ -33,11 +33,13 @@ class State:
         x: The current rows, `(S B, *shape)`.
         count: The iterations done.
         done: Which rows have converged, `(S B,)`.
+        value: The energies of the rows, `(S B,)`, where the method knows them.
     """
 
     x: Image
     count: int
     done: Tensor
+    value: PerImage | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Solver(ABC):
 
     samples = False
     """Whether the iterates follow a law (a sampler) or approach a point (a minimiser)."""
+
+    tests = False
+    """Whether `State.done` is a test of convergence, by which a run is judged."""
 
     @abstractmethod
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
@@ -122,22 +127,75 @@ class Run:
 
     x: Image
     images: int
+    status: list[Status]
+    bound: float
     moments: Moments = field(default_factory=Moments)
     trace: dict[str, list[Tensor]] = field(default_factory=dict)
-    status: list[Status] = field(default_factory=list)
+    index: int = 0
     evaluations: int = 0
     seconds: float = 0.0
-    acceptance: PerImage | None = None
+    accepted: PerImage | None = None
+    proposals: int = 0
     step_size: PerImage | None = None
 
-    def note(self, energy: Energy, index: int) -> None:
-        r"""Adds the terms of the energy at iteration `index` to the trace."""
+    @property
+    def acceptance(self) -> PerImage | None:
+        r"""The mean acceptance after the burn-in, `(B,)`."""
+        return None if self.accepted is None else (self.accepted / self.proposals).reshape(-1, self.images).mean(0)
+
+    def take(self, solver: Solver, state: State, info: Info, kept: bool) -> None:
+        r"""Takes in one iteration; `kept` says whether it counts in the statistics."""
+        self.index += 1
+        self.x = state.x
+        self.evaluations += info.evaluations
+        if info.step_size is not None:
+            self.step_size = info.step_size.reshape(-1, self.images).mean(0)
+        if not (solver.samples and kept):
+            return
+        self.moments.add(state.x.unflatten(0, (-1, self.images)))
+        if info.accepted is not None:
+            self.accepted = info.accepted if self.accepted is None else self.accepted + info.accepted
+            self.proposals += 1
+
+    def note(self, energy: Energy) -> None:
+        r"""Adds the terms of the energy to the trace, once for each iteration."""
+        if self.trace and int(self.trace["step"][-1]) == self.index:
+            return
         with torch.no_grad():
             terms = energy.terms(self.x)
         terms["energy"] = torch.stack(list(terms.values())).sum(0)
         for name, value in terms.items():
             self.trace.setdefault(name, []).append(value.reshape(-1, self.images).cpu())
-        self.trace.setdefault("step", []).append(torch.tensor(index))
+        self.trace.setdefault("step", []).append(torch.tensor(self.index))
+
+    def restore(self, state: State) -> State:
+        r"""Puts rows that broke or ran away back to their last good place, and says so."""
+        finite = state.x.flatten(1).isfinite().all(1)
+        if state.value is not None:
+            finite = finite & state.value.isfinite()
+        near = state.x.flatten(1).abs().amax(1) < self.bound
+        good = finite & near
+        if bool(good.all()):
+            return state
+        for row in torch.nonzero(~good).flatten().tolist():
+            self.blame(row % self.images, Status.DIVERGED if bool(finite[row]) else Status.NON_FINITE)
+        return replace(state, x=torch.where(column(good, state.x), state.x, self.x))
+
+    def blame(self, image: int, status: Status) -> None:
+        r"""Records what went wrong with an image, and warns of it the first time."""
+        if self.status[image] in (Status.DIVERGED, Status.NON_FINITE):
+            return
+        self.status[image] = status
+        logger.warning("image %d at iteration %d: %s", image, self.index + 1, status.value)
+
+    def judge(self, done: Tensor, stalled: Tensor) -> None:
+        r"""Sets the status of each image after a method that tests convergence."""
+        done, stalled = (rows.reshape(-1, self.images) for rows in (done, stalled))
+        for image in range(self.images):
+            if self.status[image] in (Status.DIVERGED, Status.NON_FINITE):
+                continue
+            ended = Status.STALLED if bool((done | stalled)[:, image].all()) else Status.EXHAUSTED
+            self.status[image] = Status.CONVERGED if bool(done[:, image].all()) else ended
 
 
 def run(
@@ -162,23 +220,25 @@ def run(
         callback: Called with the iteration and the rows `(S, B, *shape)` after each iteration.
         records: About how many iterations the trace keeps.
     """
-    out = Run(x, images, status=[Status.SAMPLED] * images)
+    out = Run(x, images, [Status.SAMPLED] * images, RUNAWAY * (1 + float(x.abs().max())))
     total = sum(stage.steps for stage in stages)
-    thin = max(1, total // records)
-    start, index = time.perf_counter(), 0
+    start = time.perf_counter()
     bar = tqdm(total=total, disable=not progress, unit="step", leave=False)
     try:
         for stage in stages:
-            index = _run_stage(stage, energy, noise, out, index, thin, bar, callback)
+            _run_stage(stage, energy, noise, out, max(1, total // records), bar, callback)
     except KeyboardInterrupt:
-        logger.warning("interrupted at iteration %d: what there is, is returned", index)
-        out.status = [Status.INTERRUPTED] * images
+        logger.warning("interrupted after iteration %d: what there is, is returned", out.index)
+        out.status = [Status.worst([status, Status.INTERRUPTED]) for status in out.status]
     finally:
         bar.close()
-    if not out.trace or int(out.trace["step"][-1]) != index:
-        out.note(energy, index)
+    out.note(energy)
     out.seconds = time.perf_counter() - start
     return out
+
+
+RUNAWAY = 1e4
+"""How many times larger than the start a row may become before it counts as divergent."""
 
 
 def _run_stage(
@@ -186,67 +246,30 @@ def _run_stage(
     energy: Energy,
     noise: Noise,
     out: Run,
-    index: int,
     thin: int,
     bar: tqdm,
     callback: Callable[[int, Image], None] | None,
-) -> int:
-    solver, acceptance, kept = stage.solver, None, 0
-    state = solver.init(energy, out.x, noise)
+) -> None:
+    solver = stage.solver
+    state = out.restore(solver.init(energy, out.x, noise))
     stalled = torch.zeros_like(state.done)
     for step in range(stage.steps):
         state, info = solver.step(energy, state, noise)
-        index += 1
-        out.evaluations += info.evaluations
-        state = _restore(state, out, index)
-        out.x = state.x
+        state = out.restore(state)
+        out.take(solver, state, info, kept=step >= stage.burn_in)
         if info.stalled is not None:
-            stalled |= info.stalled
-        if solver.samples and step >= stage.burn_in:
-            kept += 1
-            out.moments.add(state.x.unflatten(0, (-1, out.images)))
-            if info.accepted is not None:
-                acceptance = info.accepted if acceptance is None else acceptance + info.accepted
-        if info.step_size is not None:
-            out.step_size = info.step_size.reshape(-1, out.images).mean(0)
-        if index % thin == 0:
-            out.note(energy, index)
-            means = {name: float(v[-1].mean()) for name, v in out.trace.items() if name in ("energy", "fidelity")}
+            stalled = info.stalled
+        if out.index % thin == 0:
+            out.note(energy)
+            means = {name: float(out.trace[name][-1].mean()) for name in ("energy", "fidelity") if name in out.trace}
             bar.set_postfix_str(", ".join(f"{name} {value:.1f}" for name, value in means.items()))
         bar.update()
         if callback is not None:
-            callback(index, state.x.unflatten(0, (-1, out.images)))
-        if bool((state.done | stalled).all()):
+            callback(out.index, state.x.unflatten(0, (-1, out.images)))
+        if solver.tests and bool((state.done | stalled).all()):
             break
-    if acceptance is not None:
-        out.acceptance = (acceptance / kept).reshape(-1, out.images).mean(0)
-    if not solver.samples:
-        _judge(out, state.done, stalled)
-    return index
-
-
-def _restore(state: State, out: Run, index: int) -> State:
-    r"""Puts rows that are no longer finite back to their last finite place, and says so."""
-    finite = state.x.flatten(1).isfinite().all(1)
-    if bool(finite.all()):
-        return state
-    for image in sorted({int(row) % out.images for row in torch.nonzero(~finite).flatten()}):
-        if out.status[image] is not Status.NON_FINITE:
-            out.status[image] = Status.NON_FINITE
-            logger.warning("image %d is not finite at iteration %d. %s", image, index, Status.NON_FINITE.value)
-    keep = finite.reshape(-1, *(1,) * (state.x.ndim - 1))
-    return replace(state, x=torch.where(keep, state.x, out.x))
-
-
-def _judge(out: Run, done: Tensor, stalled: Tensor) -> None:
-    done, stalled = done.reshape(-1, out.images).all(0), stalled.reshape(-1, out.images).any(0)
-    for image in range(out.images):
-        if out.status[image] is Status.NON_FINITE:
-            continue
-        if bool(done[image]):
-            out.status[image] = Status.CONVERGED
-        else:
-            out.status[image] = Status.STALLED if bool(stalled[image]) else Status.EXHAUSTED
+    if solver.tests:
+        out.judge(state.done, stalled)
 
 
 def column(values: PerImage, x: Tensor) -> Tensor:

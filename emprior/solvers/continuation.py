@@ -45,7 +45,7 @@ class Continuation(Solver):
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
         if not isinstance(energy, Posterior):
             raise TypeError(f"Continuation needs a Posterior (a fidelity and a prior), got {type(energy).__name__}.")
-        return State(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+        return State(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), None)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         assert isinstance(energy, Posterior)
@@ -56,5 +56,4 @@ class Continuation(Solver):
             x = x + self.jitter * sigma * noise.normal(*x.shape[1:])
         u = energy.prior.denoise(x, sigma)
         x = energy.fidelity.prox(u, self.trust * sigma**2 / energy.weight)
-        done = torch.full_like(state.done, state.count + 1 >= self.steps)
-        return State(x, state.count + 1, done), Info()
+        return State(x, state.count + 1, state.done, None), Info()

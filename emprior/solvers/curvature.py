@@ -35,6 +35,11 @@ def prior_curvature(energy: Energy) -> float:
 
 
 def _power_iteration(fidelity: Fidelity, x: Image, steps: int) -> PerImage:
+    if not fidelity.linear:
+        raise ValueError(
+            "the curvature of a nonlinear operator is unknown, so the unadjusted Langevin algorithm has no safe step. "
+            "Use method='mala', which adapts its step, or give ULA a step_size."
+        )
     start = torch.randn(x.shape[1:], generator=generator("curvature"), dtype=torch.float64)
     v = start.to(x).expand_as(x)
     norm = dot(v, v).sqrt()

@@ -19,6 +19,7 @@ class DescentState(State):
 
     value: PerImage
     gradient: Image
+    stuck: Tensor
     scale: PerImage
     direction: Image
     slope: PerImage
@@ -54,6 +55,7 @@ class Descent(Solver):
     tolerance: float = 1e-5
     memory: int = 20
     reach: float = 0.05
+    tests = True
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> DescentState:
         parts = energy.parts().values() if isinstance(energy, Sum) else [energy]
@@ -68,6 +70,7 @@ class Descent(Solver):
             done=norm <= self.tolerance * scale,
             value=torch.stack(values).sum(0),
             gradient=gradient,
+            stuck=torch.zeros_like(norm, dtype=torch.bool),
             scale=scale,
             direction=-gradient,
             slope=-dot(gradient, gradient),
@@ -82,8 +85,8 @@ class Descent(Solver):
         value, gradient = energy.value_and_grad(trial)
         enough = value <= state.value + 1e-4 * state.step * state.slope
         lower = enough & (value < state.value) & value.isfinite()
-        taken = lower & ~state.done
-        stalled = ~state.done & ~taken & (state.step < 1e-8)
+        taken = lower & ~state.done & ~state.stuck
+        stuck = state.stuck | (~state.done & ~taken & (state.step < 1e-8))
 
         move, change = trial - state.x, gradient - state.gradient
         product = dot(move, change)
@@ -100,16 +103,25 @@ class Descent(Solver):
         uphill = taken & (slope >= 0)
         direction = torch.where(column(uphill, x), -gradient, direction)
         slope = torch.where(uphill, -dot(gradient, gradient), slope)
-        fresh = torch.where(inverse[-1] > 0, torch.ones_like(state.step), state.step)
-        size = torch.where(taken, torch.minimum(fresh, self._longest(direction)), 0.4 * state.step)
+        newton = torch.where(inverse[-1] > 0, torch.ones_like(state.step), state.step)
+        size = torch.where(taken, torch.minimum(newton, self._longest(direction)), 0.4 * state.step)
         done = state.done | (taken & (dot(gradient, gradient).sqrt() <= self.tolerance * state.scale))
-        info = Info(evaluations=1 + (state.count == 0), step_size=state.step, stalled=stalled)
-        return (
-            DescentState(
-                x, state.count + 1, done, value, gradient, state.scale, direction, slope, size, moves, changes, inverse
-            ),
-            info,
+        fresh = DescentState(
+            x=x,
+            count=state.count + 1,
+            done=done,
+            value=value,
+            gradient=gradient,
+            stuck=stuck,
+            scale=state.scale,
+            direction=direction,
+            slope=slope,
+            step=size,
+            moves=moves,
+            changes=changes,
+            inverse=inverse,
         )
+        return fresh, Info(evaluations=1 + (state.count == 0), step_size=state.step, stalled=stuck)
 
     def _longest(self, direction: Image) -> PerImage:
         return self.reach / direction.flatten(1).square().mean(1).sqrt().clamp(min=1e-30)

@@ -44,8 +44,8 @@ class Flow(Solver):
         prior = energy.prior if isinstance(energy, Posterior) else energy
         if not isinstance(prior, Prior):
             raise TypeError(f"Flow needs a Prior, or a Posterior of one, got {type(energy).__name__}.")
-        start = prior.start(noise) if self.fresh else x
-        return State(start.to(x), 0, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+        start = prior.start(noise, tuple(x.shape[1:])) if self.fresh else x
+        return State(start.to(x), 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), None)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         posterior = energy if isinstance(energy, Posterior) else None
@@ -62,4 +62,4 @@ class Flow(Solver):
             x = x + (2 * h * heat) ** 0.5 * noise.normal(*x.shape[1:])
         if posterior:
             x = posterior.fidelity.prox(x, h)
-        return State(x, state.count + 1, state.done), Info()
+        return State(x, state.count + 1, state.done, None), Info()

@@ -36,7 +36,7 @@ class ULA(Solver):
 
     Arguments:
         step_size: The step `h`; by default a fifth of the inverse of the largest curvature,
-            :math:`\|A\|^2 / \sigma^2 + w L` with `L` the prior's.
+            :math:`\|A\|^2 / \sigma^2 + w L` with `L` the prior's; it must be given for a nonlinear operator.
     """
 
     step_size: float | None = None
@@ -47,11 +47,11 @@ class ULA(Solver):
             step = 0.2 / largest_curvature(energy, x)
         else:
             step = torch.full((len(x),), self.step_size, dtype=x.dtype, device=x.device)
-        return ULAState(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), step)
+        return ULAState(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), None, step)
 
     def step(self, energy: Energy, state: ULAState, noise: Noise) -> tuple[State, Info]:
         x = state.x
-        _, gradient = energy.value_and_grad(x)
+        value, gradient = energy.value_and_grad(x)
         h = column(state.step, x)
         x = x - h * gradient + (2 * h).sqrt() * noise.normal(*x.shape[1:])
-        return ULAState(x, state.count + 1, state.done, state.step), Info(step_size=state.step)
+        return ULAState(x, state.count + 1, state.done, value, state.step), Info(step_size=state.step)

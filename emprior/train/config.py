@@ -144,7 +144,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Config:
-    r"""A whole training."""
+    r"""A whole training; `solver` holds settings of methods that were validated with the prior, for its card."""
 
     name: str = "prior"
     data: Data = field(default_factory=Data)
@@ -153,6 +153,7 @@ class Config:
     train: Train = field(default_factory=Train)
     transport: Transport = field(default_factory=Transport)
     contrast: Contrast = field(default_factory=Contrast)
+    solver: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def load(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -65,6 +65,7 @@ def export_prior(
         shape=list(shape),
         density=config.to_dict()["density"],
         training=_training(config, state, facts),
+        solver=config.solver,
         metrics={} if images is None else _measure(config, potential.to(dtype).float(), images, place(device)),
     )
 
@@ -86,7 +87,10 @@ def held_out_images(config: Config, shape: tuple[int, ...], count: int) -> Tenso
     source = config.data.validation
     if source is None:
         return None
-    images = load_images(source, config.data.size, held_out=True)[:count]
+    try:
+        images = load_images(source, config.data.size, held_out=True)[:count]
+    except ValueError as error:
+        raise ValueError(f"data.validation: {error} Or give none: --set data.validation=null") from error
     if images.shape[1] != shape[0]:
         raise ValueError(
             f"validation images at {source} have {images.shape[1]} channels, but the network was trained on "
