@@ -24,7 +24,7 @@ from emprior.solvers import METHODS
 
 DENOISING = ["solve", "--problem", "cifar10/denoising"]
 SAMPLE = ["--input", "skimage:astronaut", "--degrade"]
-QUICK = ["--method", "flow", "--steps", "5"]
+QUICK = ["--method", "flow", "--steps", "20"]
 
 
 @pytest.fixture(scope="session")

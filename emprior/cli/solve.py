@@ -3,6 +3,7 @@ r"""`emprior solve`: one inverse problem, from file to folder."""
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,9 @@ def _code(result: Result, out: Path | None) -> int:
     from emprior.result import Status
 
     if result.status.ok:
+        return 0
+    if result.status is Status.EXHAUSTED:
+        logging.getLogger("emprior").warning("%s", result.status.value)
         return 0
     kept = f" The result is saved in {out} all the same." if out is not None else ""
     complain(f"{result.status.value}.{kept}")

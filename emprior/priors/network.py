@@ -45,7 +45,7 @@ class NetworkPrior(Prior):
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
         self.curvature = 4 / (epsilon * (interpolant.sigma_star or epsilon))
         self.time_unit = epsilon / 4
-        self.settings = {"map": {"steps": 98, "tolerance": 0.01}}
+        self.settings = {"map": {"steps": 37, "tolerance": 0.1}}
         self.thermal = (epsilon * interpolant.sigma_star) ** 0.5 / 2
 
     def accepts(self, shape: tuple[int, ...]) -> bool:

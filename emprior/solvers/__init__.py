@@ -48,10 +48,10 @@ class Settings:
     """
 
     steps: int
-    levels: int = 60
+    levels: int = 28
     start: float = 1.5
-    stop: float = 0.01
-    trust: float = 0.3
+    stop: float = 0.03
+    trust: float = 2.0
     tolerance: float = 1e-5
     fresh: bool = True
 
@@ -74,7 +74,7 @@ class Method:
 
 
 def _map(s: Settings) -> list[Stage]:
-    levels = max(1, min(s.levels, round(0.7 * s.steps)))
+    levels = max(1, min(s.levels, round(0.8 * s.steps)))
     first = Stage(Continuation(levels, s.start, s.stop, s.trust), levels)
     return [first, Stage(Descent(s.tolerance), max(1, s.steps - levels - 1))]
 
@@ -108,7 +108,7 @@ def _flow(s: Settings) -> list[Stage]:
 
 METHODS: dict[str, Method] = {
     "map": Method(_map, Settings(400), samples=False),
-    "continuation": Method(_continuation, Settings(60), samples=False),
+    "continuation": Method(_continuation, Settings(28), samples=False),
     "descent": Method(_descent, Settings(400), samples=False, warm=True),
     "ula": Method(_ula, Settings(2000), samples=True, warm=True),
     "mala": Method(_mala, Settings(1000), samples=True, warm=True),

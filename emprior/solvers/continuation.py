@@ -16,12 +16,13 @@ from emprior.solvers.base import Info, Solver, State
 class Continuation(Solver):
     r"""Alternates the prior's clean estimate and the exact proximal step of the data, as noise falls.
 
-    .. math:: u = D(x + \sigma_k n, \sigma_k), \qquad
+    .. math:: u = D(x + \zeta_k \sigma_k n, \sigma_k), \qquad
               x \leftarrow \arg\min_z f(z) + \frac{w}{2 \rho \sigma_k^2} \|z - u\|^2
 
     with :math:`D` the prior's denoiser, one gradient of the energy, and :math:`\sigma_k` falling
-    geometrically from `start` to `stop`. The last step leaves the noise out. Each smoothed problem is nearly convex
-    and hands its solution to a sharper one.
+    geometrically from `start` to `stop` over levels :math:`k = 0, \dots, K - 1`. Noise is put back in the share
+    :math:`\zeta_k = (1 - k / (K - 1))^q`: in full by default, so that the image keeps the freedom to change its
+    mind. Each smoothed problem is nearly convex and hands its solution to a sharper one.
 
     References:
         | Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023)
@@ -34,13 +35,14 @@ class Continuation(Solver):
         start: The first noise level, in public units.
         stop: The last noise level, in public units.
         trust: The factor :math:`\rho`, the squared error of the clean estimate relative to the noise.
+        fade: The exponent `q`.
     """
 
-    steps: int = 60
+    steps: int = 28
     start: float = 1.5
-    stop: float = 0.01
-    trust: float = 0.3
-    jitter: float = 1.0
+    stop: float = 0.03
+    trust: float = 2.0
+    fade: float = 0.0
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
         if not isinstance(energy, Posterior):
@@ -51,9 +53,7 @@ class Continuation(Solver):
         assert isinstance(energy, Posterior)
         share = state.count / max(1, self.steps - 1)
         sigma = self.start ** (1 - share) * self.stop**share
-        x = state.x
-        if state.count < self.steps - 1:
-            x = x + self.jitter * sigma * noise.normal(*x.shape[1:])
+        x = state.x + sigma * (1 - share) ** self.fade * noise.normal(*state.x.shape[1:])
         u = energy.prior.denoise(x, sigma)
         x = energy.fidelity.prox(u, self.trust * sigma**2 / energy.weight)
         return State(x, state.count + 1, state.done, None), Info()
