@@ -300,7 +300,7 @@ def test_an_unwritable_folder(call, prior, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(Status.EXHAUSTED, 1), (Status.NON_FINITE, 1), (Status.INTERRUPTED, 130), (Status.STALLED, 0)]
+    ("status", "code"), [(Status.EXHAUSTED, 0), (Status.NON_FINITE, 1), (Status.INTERRUPTED, 130), (Status.STALLED, 0)]
 )
 def test_exit_code_of_a_status(call, prior, tmp_path, monkeypatch, status, code):
     from dataclasses import replace

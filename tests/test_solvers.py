@@ -152,10 +152,10 @@ def test_descent_stops_at_once_at_the_minimum(field):
     assert torch.equal(out.x, x)
 
 
-def test_continuation_counts_one_gradient_a_level(case, field):
+def test_continuation_counts_its_gradients(case, field):
     operator, y, _ = case
     result = emprior.solve(operator, y, field, method="continuation", steps=25)
-    assert result.diagnostics.gradient_evaluations == 25
+    assert result.diagnostics.gradient_evaluations == 25 * Continuation().draws
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -49,7 +49,7 @@ class Settings:
 
     steps: int
     levels: int = 28
-    start: float = 1.5
+    start: float = 3.0
     stop: float = 0.03
     trust: float = 2.0
     tolerance: float = 1e-5

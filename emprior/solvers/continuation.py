@@ -16,10 +16,10 @@ from emprior.solvers.base import Info, Solver, State
 class Continuation(Solver):
     r"""Alternates the prior's clean estimate and the exact proximal step of the data, as noise falls.
 
-    .. math:: u = D(x + \zeta_k \sigma_k n, \sigma_k), \qquad
+    .. math:: u = \frac{1}{m} \sum_{i \le m} D(x + \zeta_k \sigma_k n_i, \sigma_k), \qquad
               x \leftarrow \arg\min_z f(z) + \frac{w}{2 \rho \sigma_k^2} \|z - u\|^2
 
-    with :math:`D` the prior's denoiser, one gradient of the energy, and :math:`\sigma_k` falling
+    with :math:`D` the prior's denoiser, one gradient of the energy, averaged over `m` draws of noise, and :math:`\sigma_k` falling
     geometrically from `start` to `stop` over levels :math:`k = 0, \dots, K - 1`. Noise is put back in the share
     :math:`\zeta_k = (1 - k / (K - 1))^q`: in full by default, so that the image keeps the freedom to change its
     mind. Each smoothed problem is nearly convex and hands its solution to a sharper one.
@@ -36,13 +36,15 @@ class Continuation(Solver):
         stop: The last noise level, in public units.
         trust: The factor :math:`\rho`, the squared error of the clean estimate relative to the noise.
         fade: The exponent `q`.
+        draws: The number `m` of noise draws at each level.
     """
 
     steps: int = 28
-    start: float = 1.5
+    start: float = 3.0
     stop: float = 0.03
     trust: float = 2.0
     fade: float = 0.0
+    draws: int = 3
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
         if not isinstance(energy, Posterior):
@@ -53,7 +55,7 @@ class Continuation(Solver):
         assert isinstance(energy, Posterior)
         share = state.count / max(1, self.steps - 1)
         sigma = self.start ** (1 - share) * self.stop**share
-        x = state.x + sigma * (1 - share) ** self.fade * noise.normal(*state.x.shape[1:])
-        u = energy.prior.denoise(x, sigma)
-        x = energy.fidelity.prox(u, self.trust * sigma**2 / energy.weight)
-        return State(x, state.count + 1, state.done, None), Info()
+        spread, shape = sigma * (1 - share) ** self.fade, state.x.shape[1:]
+        clean = [energy.prior.denoise(state.x + spread * noise.normal(*shape), sigma) for _ in range(self.draws)]
+        x = energy.fidelity.prox(torch.stack(clean).mean(0), self.trust * sigma**2 / energy.weight)
+        return State(x, state.count + 1, state.done, None), Info(evaluations=self.draws)
