@@ -19,10 +19,11 @@ class Continuation(Solver):
     .. math:: u = \frac{1}{m} \sum_{i \le m} D(x + \zeta_k \sigma_k n_i, \sigma_k), \qquad
               x \leftarrow \arg\min_z f(z) + \frac{w}{2 \rho \sigma_k^2} \|z - u\|^2
 
-    with :math:`D` the prior's denoiser, one gradient of the energy, averaged over `m` draws of noise, and :math:`\sigma_k` falling
-    geometrically from `start` to `stop` over levels :math:`k = 0, \dots, K - 1`. Noise is put back in the share
-    :math:`\zeta_k = (1 - k / (K - 1))^q`: in full by default, so that the image keeps the freedom to change its
-    mind. Each smoothed problem is nearly convex and hands its solution to a sharper one.
+    with :math:`D` the prior's denoiser, one gradient of the energy, so that the mean over `m` draws estimates the
+    gradient of the energy smoothed by noise. :math:`\sigma_k` falls geometrically from `start` to `stop` over levels
+    :math:`k = 0, \dots, K - 1`. Noise is put back in the share :math:`\zeta_k = (1 - k / (K - 1))^q`: in full by
+    default, so that the image keeps the freedom to change its mind. Each smoothed problem is nearly convex and
+    hands its solution to a sharper one.
 
     References:
         | Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023)
