@@ -29,7 +29,7 @@ class NetworkPrior(Prior):
         shape: The shape of one training image, `(C, H, W)`; a fully convolutional network takes others too.
         interpolant: The path it was trained on.
         epsilon: The temperature :math:`\epsilon`.
-        name: What messages call it.
+        title: What messages call it.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class NetworkPrior(Prior):
         self.curvature = 4 / (epsilon * (interpolant.sigma_star or epsilon))
         self.time_unit = epsilon / 4
         self.settings = {"map": {"steps": 37, "tolerance": 0.1}}
-        self.thermal = (epsilon * interpolant.sigma_star) ** 0.5 / 2
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         r"""Whether `shape` has the channels of the training images; a fully convolutional network takes any size."""
