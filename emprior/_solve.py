@@ -23,7 +23,7 @@ from emprior.hub import load_prior
 from emprior.interaction import Interaction
 from emprior.operators import as_operator
 from emprior.result import Diagnostics, Result, Status
-from emprior.solvers import METHODS, Flow, Method, Run, Settings, Stage, run
+from emprior.solvers import METHODS, Annealing, Method, Run, Settings, Stage, run
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -57,8 +57,8 @@ def solve(
     which `method` minimises or samples:
 
     - `"map"`: graduated continuation, then monotone descent; `"continuation"` and `"descent"` alone.
-    - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after a warm start.
-    - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after a warm start.
+    - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after an annealed start.
+    - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start.
     - `"flow"`: Energy Matching's sampler, from noise to data under the measurements; fast and biased.
 
     An image's result depends on its measurements, the options and the seed, never on the rest of the batch.
@@ -105,7 +105,7 @@ def solve(
     settings = _settings(recipe, prior, method, steps, fresh=x0 is None)
     stages = recipe.stages(settings)
     if recipe.warm and recipe.samples and x0 is None:
-        stages = [Stage(Flow(), WARM_UP, burn_in=WARM_UP), *stages]
+        stages = [Stage(Annealing(WARM_UP), WARM_UP, burn_in=WARM_UP), *stages]
     shown = sys.stderr.isatty() if progress is None else progress
     outcome = run(stages, posterior, x, noise, len(y), shown, callback)
     config = {
@@ -151,8 +151,8 @@ def _check_interaction(interaction: object, samples: int, method: str) -> None:
         raise ValueError(f"an interaction is between samples, but {method!r} does not sample. Use one of: {choices}.")
 
 
-WARM_UP = 150
-"""Iterations of the flow that brings chains from noise to the posterior."""
+WARM_UP = 100
+"""Levels of the annealing that brings chains from noise to the posterior."""
 
 
 def _result(

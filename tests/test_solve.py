@@ -52,7 +52,7 @@ def test_result(denoising, y, rgb):
     assert result.diagnostics.trace["energy"].shape[1:] == (4, 2)
     total = result.diagnostics.trace["fidelity"] + result.diagnostics.trace["prior"]
     assert torch.allclose(total, result.diagnostics.trace["energy"])
-    assert result.diagnostics.gradient_evaluations == 150 + 41
+    assert result.diagnostics.gradient_evaluations == 100 + 41
     assert result.config["sigma"] == 0.1
     assert result.config["method"] == "mala"
 

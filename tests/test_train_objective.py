@@ -128,33 +128,49 @@ def test_langevin_at_temperature_zero_is_descent():
     assert not end.requires_grad
 
 
+def replay(settings, chains, thermal=0.0):
+    return ReplayBuffer(settings, 0.1, thermal, chains)
+
+
+def rows(x):
+    return sorted(map(tuple, x.flatten(1).tolist()))
+
+
 def test_replay_changes_only_the_rows_it_draws():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0)
-    before = normal(20, 1, 2, 2)
-    buffer = ReplayBuffer(settings, 0.1, before.clone())
-    drawn = buffer.draw(Quadratic(), normal(4, 1, 2, 2), generator())
+    before = normal(20, 2, 1, 2, 2)
+    buffer = replay(settings, before.clone())
+    origins, drawn = buffer.draw(Quadratic(), normal(4, 1, 2, 2), generator())
     changed = (buffer.chains != before).flatten(1).any(1)
     assert int(changed.sum()) == 6
-    assert sorted(map(tuple, buffer.chains[changed].flatten(1).tolist())) == sorted(
-        map(tuple, drawn.flatten(1).tolist())
-    )
+    assert rows(buffer.chains[changed]) == rows(torch.stack([drawn, origins], dim=1))
+    assert torch.equal(buffer.chains[:, 1], before[:, 1])
 
 
-def test_replay_restarts_from_data():
+def test_replay_restarts_from_data_and_keeps_it_beside():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=1, step_size=1e-12, restart=1.0)
     data = 100 + normal(4, 1, 2, 2)
-    drawn = ReplayBuffer(settings, 0.1, normal(20, 1, 2, 2)).draw(Quadratic(), data, generator())
-    distances = torch.cdist(drawn.flatten(1), data.flatten(1)).min(1).values
-    assert distances.max() < 1e-5
+    origins, drawn = replay(settings, normal(20, 2, 1, 2, 2)).draw(Quadratic(), data, generator())
+    torch.testing.assert_close(drawn, origins, rtol=0, atol=1e-5)
+    assert torch.cdist(origins.flatten(1), data.flatten(1)).min(1).values.max() == 0
+
+
+def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
+    settings = Contrast(chains=4000, batch_size=4000, langevin_steps=1, restart=0.0)
+    buffer = replay(settings, torch.ones(4000, 2, 1, 1, 1, dtype=torch.float64), thermal=0.3)
+    origins, _ = buffer.draw(Quadratic(), torch.zeros(4, 1, 1, 1), generator())
+    assert abs(float(origins.mean()) - 1) < 4 * 0.3 / 4000**0.5
+    assert abs(float(origins.std()) - 0.3) < 4 * 0.3 / 8000**0.5
+    assert (buffer.chains[:, 1] == 1).all()
 
 
 def test_replay_is_deterministic():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5)
     one, two = (
-        ReplayBuffer(settings, 0.1, normal(20, 1, 2, 2)).draw(Quadratic(), normal(4, 1, 2, 2, seed=9), generator(3))
+        replay(settings, normal(20, 2, 1, 2, 2), 0.2).draw(Quadratic(), normal(4, 1, 2, 2, seed=9), generator(3))
         for _ in range(2)
     )
-    assert torch.equal(one, two)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_fresh_chains_follow_the_schedule():

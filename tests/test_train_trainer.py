@@ -278,4 +278,4 @@ def test_two_processes_keep_the_same_weights(tmp_path):
         assert torch.equal(one[key], two[key]) == (key != "chains"), key
     assert batch.shape == other.shape == (4, 1, 8, 8)
     assert not torch.equal(batch, other)
-    assert torch.load(tmp_path / "through" / "checkpoint.pt")["chains"].shape == (12, 1, 8, 8)
+    assert torch.load(tmp_path / "through" / "checkpoint.pt")["chains"].shape == (12, 2, 1, 8, 8)

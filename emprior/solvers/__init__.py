@@ -3,6 +3,7 @@ r"""Methods under one loop. A new method is a class in a file of its own and a l
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from emprior.solvers.annealing import Annealing
 from emprior.solvers.base import Info, Moments, Run, Solver, Stage, State, run
 from emprior.solvers.continuation import Continuation
 from emprior.solvers.descent import Descent
@@ -14,6 +15,7 @@ __all__ = [
     "MALA",
     "METHODS",
     "ULA",
+    "Annealing",
     "Continuation",
     "Descent",
     "Flow",

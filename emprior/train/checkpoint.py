@@ -55,4 +55,4 @@ def image_shape(state: dict[str, Any]) -> list[int] | None:
     r"""Returns the shape of a checkpoint's images, `[C, H, W]`, or None where an early one does not tell."""
     if "facts" in state:
         return state["facts"]["shape"]
-    return None if state["chains"] is None else list(state["chains"].shape[1:])
+    return None if state["chains"] is None else list(state["chains"].shape[-3:])

@@ -121,7 +121,7 @@ class Contrast:
         tau_star: The time up to which fresh chains from noise run at temperature 0.
         restart: The share of replay chains restarted from data each time they are used.
         strength: The weight of the contrast.
-        trim: The share of the highest negative energies that is left out.
+        trim: The share of the highest negative energies that is left out; published for fresh chains: 0.1.
         clamp: The weighted contrast is bounded below by minus this.
     """
 
@@ -131,14 +131,14 @@ class Contrast:
     decay: float = 0.5
     ema: float = 0.99
     negatives: str = "replay"
-    chains: int = 512
+    chains: int = 256
     batch_size: int = 128
     langevin_steps: int = 12
     step_size: float = 0.01
     tau_star: float = 0.9
-    restart: float = 0.03
-    strength: float = 2e-3
-    trim: float = 0.1
+    restart: float = 0.01
+    strength: float = 4e-3
+    trim: float = 0.0
     clamp: float = 0.02
 
 

@@ -31,31 +31,48 @@ def langevin(potential: nn.Module, x: Tensor, epsilon: Tensor, step_size: float,
 
 
 class ReplayBuffer:
-    r"""Persistent chains at the prior's temperature, some restarted from data.
+    r"""Persistent chains at the prior's temperature, each beside the data it started from.
+
+    Contrasting a chain with its own origin, under fresh thermal noise, leaves the expected gradient as it
+    is and takes the spread between images out of it: a chain stays near its origin for long, and what the
+    two differ by is the drift.
 
     References:
         | Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
         | (Tieleman, 2008)
         | Implicit Generation and Modeling with Energy-Based Models (Du and Mordatch, 2019)
         | https://arxiv.org/abs/1903.08689
+
+    Arguments:
+        settings: The contrast.
+        epsilon: The temperature of the chains.
+        thermal: The standard deviation of the noise of the data under that temperature, in `[-1, 1]`.
+        chains: The chains and their origins, `(N, 2, C, H, W)`, changed in place.
     """
 
-    def __init__(self, settings: Contrast, epsilon: float, chains: Tensor) -> None:
-        self.settings, self.epsilon, self.chains = settings, epsilon, chains
+    def __init__(self, settings: Contrast, epsilon: float, thermal: float, chains: Tensor) -> None:
+        self.settings, self.epsilon, self.thermal, self.chains = settings, epsilon, thermal, chains
 
-    def draw(self, potential: nn.Module, data: Tensor, generator: torch.Generator) -> Tensor:
-        r"""Advances a random batch of chains and returns it; `data` `(B, C, H, W)` feeds the restarts."""
+    def draw(self, potential: nn.Module, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        r"""Advances a random batch of chains and returns their origins and them.
+
+        Arguments:
+            potential: The network `V`.
+            data: Clean images from which some chains restart, `(B, C, H, W)`.
+            generator: The source of all randomness.
+        """
         c = self.settings
         device = self.chains.device
         rows = torch.randperm(len(self.chains), generator=generator, device=device)[: c.batch_size]
-        x = self.chains[rows]
-        fresh = torch.rand(len(x), generator=generator, device=device) < c.restart
-        donors = torch.randint(len(data), (len(x),), generator=generator, device=device)
-        x = torch.where(fresh[:, None, None, None], data[donors], x)
+        x, origin = self.chains[rows].unbind(1)
+        restarts = torch.rand(len(x), generator=generator, device=device) < c.restart
+        donors = data[torch.randint(len(data), (len(x),), generator=generator, device=device)]
+        restarts = restarts[:, None, None, None]
+        x, origin = torch.where(restarts, donors, x), torch.where(restarts, donors, origin)
         epsilon = torch.full((c.langevin_steps,), self.epsilon, device=device)
         x = langevin(potential, x, epsilon, c.step_size, generator)
-        self.chains[rows] = x
-        return x
+        self.chains[rows] = torch.stack([x, origin], dim=1)
+        return origin + self.thermal * torch.randn(x.shape, generator=generator, device=device), x
 
 
 def fresh_negatives(

@@ -190,19 +190,19 @@ class Trainer:
         density, size = self.config.density, self.world.size
         contrast = self.config.contrast
         contrast = replace(contrast, chains=contrast.chains // size, batch_size=contrast.batch_size // size)
-        n = torch.randn(x1.shape, generator=random, device=self.device)
-        positives = x1 + (density.epsilon * density.sigma_star) ** 0.5 * n
+        thermal = (density.epsilon * density.sigma_star) ** 0.5
         with self.autocast():
             if contrast.negatives == "fresh":
+                positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
                 return positives, fresh_negatives(contrast, density.epsilon, self.potential, positives, random)
             if self.chains is None:
                 self.chains = self.initial_chains(contrast.chains)
-            buffer = ReplayBuffer(contrast, density.epsilon, self.chains)
-            return positives, buffer.draw(self.potential, positives, random)
+            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.potential, x1, random)
 
     def initial_chains(self, count: int) -> Tensor:
         rows = torch.arange(count) * self.world.size + self.world.rank
-        return self.images[rows.to(self.device) % len(self.images)].float().div(127.5).sub(1)
+        x = self.images[rows.to(self.device) % len(self.images)].float().div(127.5).sub(1)
+        return torch.stack([x, x], dim=1)
 
     def rate(self) -> float:
         r"""The learning rate: a linear rise, a plateau, and a linear fall to zero."""
