@@ -23,12 +23,12 @@ from torch import nn
 from emprior._check import nearest
 from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
-from emprior.interpolant import Interpolant
+from emprior.interpolant import make_interpolant
 from emprior.nets import make_potential
 from emprior.priors.network import NetworkPrior
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
-DENSITY = ("sigma_star", "blend", "epsilon")
+DENSITY = ("objective", "arguments", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Card:
         architecture: The network's registered name.
         arguments: The network's arguments.
         shape: The shape of one training image, `(C, H, W)`.
-        density: `sigma_star`, `blend` and the temperature `epsilon`.
+        density: The `objective` and its `arguments`, and the temperature `epsilon`.
         sha256: The digest of the weights' file.
         description: One line.
         training: Data, licence, images seen, hardware, wall time, revision, settings.
@@ -52,7 +52,7 @@ class Card:
     architecture: str
     arguments: dict[str, Any]
     shape: list[int]
-    density: dict[str, float]
+    density: dict[str, Any]
     sha256: str
     description: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
         potential.load_state_dict(floats)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
-    interpolant = Interpolant(card.density["sigma_star"], card.density["blend"])
+    interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
     prior.settings = {**prior.settings, **card.solver}
     return prior

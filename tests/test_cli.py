@@ -35,7 +35,7 @@ def prior(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         potential = make_potential("inner_product", **arguments)
-    density = {"sigma_star": 0.06, "blend": 0.1, "epsilon": 10.0}
+    density = {"objective": "energy_matching", "arguments": {}, "epsilon": 10.0}
     facts = {"name": "tiny", "architecture": "inner_product", "arguments": arguments, "shape": [3, 32, 32]}
     save_prior(folder, potential, density=density, description="Untrained.", **facts)
     return str(folder)

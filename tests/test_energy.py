@@ -10,7 +10,7 @@ import emprior
 from emprior.energy import Energy, Posterior, Scaled, Sum
 from emprior.fidelity import GaussianFidelity, conjugate_gradients
 from emprior.interaction import Interaction
-from emprior.interpolant import Interpolant
+from emprior.interpolant import EnergyMatching
 from emprior.nets import POTENTIALS, make_potential
 from emprior.priors import GaussianMixturePrior, GaussianPrior, NetworkPrior
 
@@ -23,7 +23,7 @@ def network(architecture: str, channels: int = 1) -> NetworkPrior:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         potential = make_potential(architecture, channels=channels, patch=2, widths=[4, 4], blocks=1)
-    return NetworkPrior(potential.double(), (channels, 8, 8), Interpolant(), 0.01)
+    return NetworkPrior(potential.double(), (channels, 8, 8), EnergyMatching(), 0.01)
 
 
 def nonlinear():

@@ -4,10 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from emprior.interpolant import Interpolant
+from emprior.interpolant import Denoising, EnergyMatching, EquilibriumMatching, make_interpolant
 from emprior.priors.network import NetworkPrior
 
-PATHS = [Interpolant(), Interpolant(0.0, 0.1), Interpolant(0.3, 0.5)]
+PATHS = [
+    EnergyMatching(),
+    EnergyMatching(0.0, 0.1),
+    EnergyMatching(0.3, 0.5),
+    EquilibriumMatching(),
+    EquilibriumMatching(0.5, 4.0),
+    Denoising(),
+]
 
 
 def pair(count, seed=0):
@@ -40,20 +47,20 @@ def test_gain_is_the_sensitivity_of_the_endpoint(path):
 def test_fraction_solves_for_the_noise_level(path):
     sigma = torch.tensor([0.0, 0.01, 0.06, 0.1, 0.5, 2.0, 20.0], dtype=torch.float64)
     s = path.fraction(sigma)
-    torch.testing.assert_close(s, sigma * path.coefficients(s)[2], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(s, (sigma * path.coefficients(s)[2]).clamp(max=1), rtol=1e-10, atol=1e-12)
 
 
 def test_without_a_score_zone_it_is_transport():
     s = fractions()
     x1, x0 = pair(len(s))
-    x, target = Interpolant(sigma_star=0.0).mix(x1, x0, s)
+    x, target = EnergyMatching(sigma_star=0.0).mix(x1, x0, s)
     t = s[:, None, None, None]
     assert torch.equal(x, (1 - t) * x1 + t * x0)
     assert torch.equal(target, x0 - x1)
 
 
 def test_beyond_the_blend_it_is_transport():
-    path, s = Interpolant(0.06, 0.1), torch.linspace(0.1601, 1, 9, dtype=torch.float64)
+    path, s = EnergyMatching(0.06, 0.1), torch.linspace(0.1601, 1, 9, dtype=torch.float64)
     a, b, k = path.coefficients(s)
     assert torch.equal(a, torch.ones_like(s))
     assert torch.equal(b, torch.ones_like(s))
@@ -61,7 +68,7 @@ def test_beyond_the_blend_it_is_transport():
 
 
 def test_in_the_score_zone_the_gradient_is_the_noise_over_sigma_star():
-    path, s = Interpolant(0.06, 0.1), torch.linspace(0, 0.06, 7, dtype=torch.float64)
+    path, s = EnergyMatching(0.06, 0.1), torch.linspace(0, 0.06, 7, dtype=torch.float64)
     a, b, k = path.coefficients(s)
     torch.testing.assert_close(a, s / 0.06)
     assert torch.equal(b, torch.zeros_like(s))
@@ -70,11 +77,48 @@ def test_in_the_score_zone_the_gradient_is_the_noise_over_sigma_star():
 
 @pytest.mark.parametrize("edge", [0.06, 0.16])
 def test_continuous_at_the_edges_of_the_blend(edge):
-    path = Interpolant(0.06, 0.1)
+    path = EnergyMatching(0.06, 0.1)
     below, above = torch.tensor([edge - 1e-9], dtype=torch.float64), torch.tensor([edge + 1e-9], dtype=torch.float64)
     for left, right in zip(path.coefficients(below), path.coefficients(above), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-7)
     torch.testing.assert_close(path.gain(below), path.gain(above), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_stiffness_is_the_slope_of_the_target_at_the_data(path):
+    s = torch.tensor(1e-9, dtype=torch.float64)
+    slope = float(path.coefficients(s)[0] / s)
+    assert slope > 1e8 if path.stiffness == float("inf") else abs(slope / path.stiffness - 1) < 1e-9
+    assert path.thermal(0.01) == (0.01 / path.stiffness) ** 0.5
+
+
+def test_equilibrium_matching_rests_on_the_data():
+    path, s = EquilibriumMatching(0.2, 4.0), torch.tensor([0.0, 0.1, 0.2, 1.0], dtype=torch.float64)
+    x1, x0 = pair(len(s))
+    _, target = path.mix(x1, x0, s)
+    fade = torch.tensor([0.0, 2.0, 4.0, 4.0], dtype=torch.float64)[:, None, None, None]
+    torch.testing.assert_close(target, fade * (x0 - x1))
+
+
+def test_denoising_targets_the_noise_that_is_there():
+    s = fractions()
+    x1, x0 = pair(len(s))
+    x, target = Denoising().mix(x1, x0, s)
+    torch.testing.assert_close(target, x - x1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "arguments", "message"),
+    [
+        ("energy", {}, "unknown objective 'energy'. Did you mean 'energy_matching'"),
+        ("energy_matching", {"sigma": 0.1}, "objective 'energy_matching': .*'sigma'"),
+        ("energy_matching", {"sigma_star": 0.95}, "must have a width and end by noise fraction 1"),
+        ("equilibrium_matching", {"width": 0.0}, "expected 0 < width <= 1 and scale > 0"),
+    ],
+)
+def test_wrong_objectives(objective, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_interpolant(objective, **arguments)
 
 
 class Quadratic(nn.Module):
@@ -87,7 +131,7 @@ class Quadratic(nn.Module):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.25, 1.0])
+@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.25, 0.5])
 def test_denoising_white_images_is_the_wiener_filter(path, sigma):
     r"""For x1 ~ N(0, tau^2), E[a x0 - b x1 | x] = (a s - b k tau^2) / (k^2 tau^2 + s^2) x."""
     tau = 0.7

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from emprior.interpolant import Interpolant
+from emprior.interpolant import EnergyMatching
 from emprior.nets import POTENTIALS, make_potential
-from emprior.train.objective import EnergyMatchingLoss
+from emprior.train.objective import GradientMatchingLoss
 
 TINY = {"channels": 1, "patch": 2, "widths": [4, 6], "blocks": 1}
 
@@ -50,7 +50,7 @@ def test_a_batch_of_two_equals_two_singles(name, size):
 
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_every_parameter_gets_a_gradient_of_the_transport_loss(name):
-    loss = EnergyMatchingLoss(tiny(name), Interpolant())
+    loss = GradientMatchingLoss(tiny(name), EnergyMatching())
     x1, x0 = images(4), images(4, seed=1)
     loss(x1, x0, torch.linspace(0.05, 0.9, 4, dtype=torch.float64))[0].backward()
     for key, p in loss.named_parameters():
@@ -61,7 +61,7 @@ def test_every_parameter_gets_a_gradient_of_the_transport_loss(name):
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_the_first_step_reaches_the_last_layer(name):
     torch.manual_seed(0)
-    loss = EnergyMatchingLoss(make_potential(name, **TINY).double(), Interpolant())
+    loss = GradientMatchingLoss(make_potential(name, **TINY).double(), EnergyMatching())
     loss(images(4), images(4, seed=1), torch.full((4,), 0.5, dtype=torch.float64))[0].backward()
     assert all(p.grad is not None for p in loss.parameters())
     assert sum(p.grad.square().sum() for p in loss.parameters()) > 0

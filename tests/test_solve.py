@@ -12,7 +12,7 @@ from torch import nn
 import emprior
 from emprior.energy import Prior
 from emprior.hub import load_prior, save_prior, verify_prior
-from emprior.interpolant import Interpolant
+from emprior.interpolant import EnergyMatching
 from emprior.nets import make_potential
 from emprior.priors import GaussianPrior, NetworkPrior
 from emprior.solvers import METHODS
@@ -106,7 +106,7 @@ def test_nonlinear_operator():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_other_sizes_for_a_convolutional_prior(denoising, method):
-    prior = NetworkPrior(tiny(), (3, 8, 8), Interpolant(), 0.01)
+    prior = NetworkPrior(tiny(), (3, 8, 8), EnergyMatching(), 0.01)
     result = emprior.solve(denoising, torch.rand(1, 3, 12, 20), prior, method=method, steps=20)
     assert result.estimate.shape == (1, 3, 12, 20)
 
@@ -115,7 +115,7 @@ def test_other_sizes_for_a_convolutional_prior(denoising, method):
 def test_a_batch_equals_its_images_with_a_network(y, method):
     import deepinv as dinv
 
-    prior = NetworkPrior(tiny().double(), (3, 8, 8), Interpolant(), 0.01)
+    prior = NetworkPrior(tiny().double(), (3, 8, 8), EnergyMatching(), 0.01)
     physics, sigma, y = (
         dinv.physics.Denoising(dinv.physics.ZeroNoise()),
         torch.tensor([0.05, 0.1], dtype=torch.float64),
@@ -214,7 +214,7 @@ def facts() -> dict:
         "architecture": "inner_product",
         "arguments": TINY,
         "shape": [3, 8, 8],
-        "density": {"sigma_star": 0.06, "blend": 0.1, "epsilon": 0.01},
+        "density": {"objective": "energy_matching", "arguments": {}, "epsilon": 0.01},
     }
 
 

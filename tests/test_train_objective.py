@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from emprior.interpolant import Interpolant
+from emprior.interpolant import EnergyMatching
 from emprior.train.config import Contrast
 from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin
-from emprior.train.objective import EnergyMatchingLoss
+from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
 
 
@@ -41,11 +41,11 @@ class FirstPixel(nn.Module):
 
 @pytest.mark.parametrize("balance", [None, 0.0, 1.2])
 def test_transport_loss_of_a_quadratic(balance):
-    path, factor = Interpolant(0.06, 0.1), 1.7
+    path, factor = EnergyMatching(0.06, 0.1), 1.7
     x1, x0 = normal(5, 1, 2, 2), normal(5, 1, 2, 2, seed=1)
     s = torch.tensor([0.01, 0.06, 0.1, 0.4, 0.9], dtype=torch.float64)
     potential = Quadratic(factor)
-    loss, terms = EnergyMatchingLoss(potential, path, balance)(x1, x0, s)
+    loss, terms = GradientMatchingLoss(potential, path, balance)(x1, x0, s)
 
     expected, slope = [], []
     for i, f in enumerate(s.tolist()):
@@ -78,7 +78,7 @@ def energies(*values):
     ],
 )
 def test_contrast_of_made_up_energies(trim, clamp, expected):
-    loss = EnergyMatchingLoss(FirstPixel(), Interpolant(), strength=0.1, trim=trim, clamp=clamp)
+    loss = GradientMatchingLoss(FirstPixel(), EnergyMatching(), strength=0.1, trim=trim, clamp=clamp)
     contrast, gap = loss.contrast(energies(2.0, 4.0), energies(30.0, 1.0, 4.0, 2.0, 3.0))
     torch.testing.assert_close(float(contrast), expected)
     if clamp > 1:
@@ -87,14 +87,14 @@ def test_contrast_of_made_up_energies(trim, clamp, expected):
 
 def test_a_clamped_contrast_gives_no_gradient():
     potential = Quadratic()
-    loss = EnergyMatchingLoss(potential, Interpolant(), strength=1.0, trim=0.0, clamp=0.02)
+    loss = GradientMatchingLoss(potential, EnergyMatching(), strength=1.0, trim=0.0, clamp=0.02)
     contrast, _ = loss.contrast(energies(0.0), energies(5.0))
     contrast.backward()
     assert potential.factor.grad == 0
 
 
 def test_both_terms_add_up():
-    loss = EnergyMatchingLoss(Quadratic(), Interpolant(), strength=0.1, clamp=1e9)
+    loss = GradientMatchingLoss(Quadratic(), EnergyMatching(), strength=0.1, clamp=1e9)
     batch = normal(3, 1, 2, 2), normal(3, 1, 2, 2, seed=1), torch.full((3,), 0.5, dtype=torch.float64)
     total, terms = loss(*batch, normal(4, 1, 2, 2, seed=2), normal(4, 1, 2, 2, seed=3))
     torch.testing.assert_close(total.detach(), terms["transport"] + terms["contrast"])

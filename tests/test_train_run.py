@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from emprior.hub import Card, load_prior, verify_prior
-from emprior.interpolant import Interpolant
+from emprior.interpolant import EnergyMatching
 from emprior.priors.network import NetworkPrior
 from emprior.train import Config, Trainer, export_prior, run_training
 from emprior.train.config import build
@@ -53,7 +53,7 @@ def test_end_to_end(tmp_path):
     assert card.name == "tiny"
     assert card.shape == [1, 8, 8]
     assert card.arguments == {"channels": 1, "widths": [8, 8], "blocks": 1}
-    assert card.density == {"sigma_star": 0.06, "blend": 0.1, "epsilon": 0.01}
+    assert card.density == {"objective": "energy_matching", "arguments": {}, "epsilon": 0.01}
     assert "noise" in card.description
     training = card.training
     assert training["licence"] == "CC0-1.0"
@@ -141,7 +141,7 @@ class Quadratic(torch.nn.Module):
 
 def test_figures_of_a_known_energy():
     r"""With V = 2 |z|^2 the drift is -4, and a chain of step h ends at variance e / (4 (1 - 2 h)) = e / 3.92."""
-    prior = NetworkPrior(Quadratic(), (1, 8, 8), Interpolant(), epsilon=0.02)
+    prior = NetworkPrior(Quadratic(), (1, 8, 8), EnergyMatching(), epsilon=0.02)
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(drift(prior, images), torch.full((64,), -4.0))
     figures = chain(prior, images, steps=200)

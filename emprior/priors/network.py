@@ -21,8 +21,8 @@ class NetworkPrior(Prior):
     .. math:: E(x) = V(2 x - 1) / \epsilon,
 
     for images `x` in `[0, 1]`; the network's own range is `[-1, 1]`. It is the density that the
-    training compared with data, and includes the data's thermal noise,
-    :math:`\sqrt{\epsilon \sigma_*} / 2` in public units.
+    training compared with data, and includes the data's thermal noise, half of
+    :meth:`emprior.interpolant.Interpolant.thermal` in public units.
 
     Arguments:
         potential: The network `V`, `(B, C, H, W)` to `(B,)`.
@@ -43,7 +43,7 @@ class NetworkPrior(Prior):
         super().__init__(shape)
         self.potential = potential.eval().requires_grad_(False)
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
-        self.curvature = 4 / (epsilon * (interpolant.sigma_star or epsilon))
+        self.curvature = 4 * min(interpolant.stiffness, 1 / epsilon) / epsilon
         self.time_unit = epsilon / 4
         self.settings = {"map": {"steps": 37, "tolerance": 0.1}}
 

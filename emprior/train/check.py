@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emprior._check import nearest
+from emprior.interpolant import OBJECTIVES, make_interpolant
 from emprior.nets import POTENTIALS
 from emprior.train.config import Config
 
@@ -19,7 +20,7 @@ BELOW_ONE: Rule = (lambda v: 0 <= v < 1, "at least 0 and below 1")
 
 RULES: dict[str, dict[str, Rule]] = {
     "data": {"size": WHOLE},
-    "density": {"sigma_star": BELOW_ONE, "blend": POSITIVE, "epsilon": POSITIVE},
+    "density": {"epsilon": POSITIVE},
     "train": {
         "batch_size": WHOLE,
         "clip": POSITIVE,
@@ -72,7 +73,8 @@ def check_config(config: Config, processes: int = 1) -> None:
             value = getattr(getattr(config, section), key)
             if not holds(value):
                 raise ValueError(f"{section}.{key} is {value!r}, expected a number {expected}: --set {section}.{key}=…")
-    for name, choices in {**CHOICES, "net.architecture": tuple(POTENTIALS)}.items():
+    named = {"net.architecture": tuple(POTENTIALS), "density.objective": tuple(OBJECTIVES)}
+    for name, choices in {**CHOICES, **named}.items():
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         if value not in choices:
@@ -82,18 +84,14 @@ def check_config(config: Config, processes: int = 1) -> None:
                          "--set data.source=PATH")  # fmt: skip
     if not all(0 <= beta < 1 for beta in config.train.betas):
         raise ValueError(f"train.betas are {config.train.betas}, expected two numbers in [0, 1): [0.9, 0.99]")
+    make_interpolant(config.density.objective, **config.density.arguments)
     _check_relations(config, processes)
 
 
 def _check_relations(config: Config, processes: int) -> None:
-    contrast, density = config.contrast, config.density
+    contrast = config.contrast
     if config.transport.steps + contrast.steps == 0:
         raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
-    if density.sigma_star + density.blend > 1:
-        raise ValueError(
-            f"density.sigma_star + density.blend is {density.sigma_star + density.blend:.3g}, but the passage from "
-            "score to transport must end by noise fraction 1: --set density.blend=0.1"
-        )
     if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:
         raise ValueError(
             f"contrast.chains is {contrast.chains}, fewer than contrast.batch_size {contrast.batch_size} that every "

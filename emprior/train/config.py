@@ -48,10 +48,16 @@ class Net:
 
 @dataclass(frozen=True)
 class Density:
-    r"""See `emprior.interpolant.Interpolant`; `epsilon` is the temperature of the density `exp(-V / epsilon)`."""
+    r"""What the energy becomes.
 
-    sigma_star: float = 0.06
-    blend: float = 0.1
+    Arguments:
+        objective: The path it is trained on, an entry of `emprior.interpolant.OBJECTIVES`.
+        arguments: The path's arguments.
+        epsilon: The temperature of the density `exp(-V / epsilon)`.
+    """
+
+    objective: str = "energy_matching"
+    arguments: dict[str, Any] = field(default_factory=dict)
     epsilon: float = 0.01
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emprior.hub import Card, save_prior
-from emprior.interpolant import Interpolant
+from emprior.interpolant import make_interpolant
 from emprior.nets import make_potential
 from emprior.priors.network import NetworkPrior
 from emprior.train import provenance
@@ -72,7 +72,7 @@ def export_prior(
 
 def _measure(config: Config, potential: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
     density = config.density
-    interpolant = Interpolant(density.sigma_star, density.blend)
+    interpolant = make_interpolant(density.objective, **density.arguments)
     potential = copy.deepcopy(potential).to(device)
     prior = NetworkPrior(potential, tuple(images.shape[1:]), interpolant, density.epsilon, config.name)
     return evaluate(prior, images.to(device))

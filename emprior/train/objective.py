@@ -1,4 +1,4 @@
-r"""The Energy Matching objective, as modules that return the loss (ready to be wrapped by DDP)."""
+r"""The training objective, as a module that returns the loss (ready to be wrapped by DDP)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ FLOOR = 0.02
 """The least noise fraction that the loss weight tells from zero."""
 
 
-class EnergyMatchingLoss(nn.Module):
-    r"""Transport, and contrast when negatives are given.
+class GradientMatchingLoss(nn.Module):
+    r"""Regression of the gradient along a path, and contrast when negatives are given.
 
     .. math:: L_\mathrm{OT} = \mathbb{E}\, w(s)\, \frac{1}{d} \|\nabla V(x_s) - (a x_0 - b x_1)\|^2, \qquad
               L_\mathrm{CD} = \max(\lambda (\mathbb{E}_+ V - \mathbb{E}_- V), -\beta)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from emprior._files import atomic
 from emprior._grid import save_grid
 from emprior._noise import generator
-from emprior.interpolant import Interpolant
+from emprior.interpolant import make_interpolant
 from emprior.nets import make_potential
 from emprior.priors.network import NetworkPrior
 from emprior.train import provenance
@@ -27,7 +27,7 @@ from emprior.train.distributed import World
 from emprior.train.interrupt import Interrupt
 from emprior.train.log import Log
 from emprior.train.negatives import ReplayBuffer, fresh_negatives
-from emprior.train.objective import EnergyMatchingLoss
+from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
 
 logger = logging.getLogger("emprior")
@@ -50,7 +50,7 @@ class Trainer:
         self.config, self.out, self.device = config, Path(out), torch.device(device)
         self.world = World.current()
         self.images = images.to(self.device)
-        self.interpolant = Interpolant(config.density.sigma_star, config.density.blend)
+        self.interpolant = make_interpolant(config.density.objective, **config.density.arguments)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             potential = make_potential(config.net.architecture, channels=images.shape[1], **config.net.arguments)
@@ -72,7 +72,7 @@ class Trainer:
             self.potential.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay
         )
         contrast = phase if isinstance(phase, Contrast) else None
-        loss = EnergyMatchingLoss(self.potential, self.interpolant, self.config.transport.balance)
+        loss = GradientMatchingLoss(self.potential, self.interpolant, self.config.transport.balance)
         if contrast:
             loss.strength, loss.trim, loss.clamp = contrast.strength, contrast.trim, contrast.clamp
         self.loss = self.world.wrap(loss)
@@ -140,8 +140,10 @@ class Trainer:
         random = generator(config.train.seed, done, self.world.rank, device=self.device)
         x1 = self.batch()
         x0 = torch.randn(x1.shape, generator=random, device=self.device)
-        x0 = x0[optimal_pairing(x0, x1)]
         s = torch.rand(len(x1), generator=random, device=self.device).clamp(min=1e-4).pow(config.transport.skew)
+        if self.interpolant.coupled:
+            far = torch.nonzero(s > self.interpolant.near).flatten()
+            x0[far] = x0[far[optimal_pairing(x0[far], x1[far])]]
         pair = self.contrasted(x1, random) if isinstance(self.phase, Contrast) else ()
 
         for group in self.optimizer.param_groups:
@@ -190,7 +192,7 @@ class Trainer:
         density, size = self.config.density, self.world.size
         contrast = self.config.contrast
         contrast = replace(contrast, chains=contrast.chains // size, batch_size=contrast.batch_size // size)
-        thermal = (density.epsilon * density.sigma_star) ** 0.5
+        thermal = self.interpolant.thermal(density.epsilon)
         with self.autocast():
             if contrast.negatives == "fresh":
                 positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
