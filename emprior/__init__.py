@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from emprior._solve import solve
     from emprior.energy import Energy, Posterior, Prior, Scaled, Sum
     from emprior.fidelity import GaussianFidelity
-    from emprior.hub import list_priors, load_prior
+    from emprior.hub import list_denoisers, list_priors, load_prior
     from emprior.interaction import Interaction
+    from emprior.interop import load_denoiser
     from emprior.operators import as_operator
     from emprior.problem import Problem, list_problems, load_problem
     from emprior.result import Diagnostics, Result, Status
@@ -22,7 +23,8 @@ _ROOMS = {
     "_solve": ["solve"],
     "energy": ["Energy", "Posterior", "Prior", "Scaled", "Sum"],
     "fidelity": ["GaussianFidelity"],
-    "hub": ["list_priors", "load_prior"],
+    "hub": ["list_denoisers", "list_priors", "load_prior"],
+    "interop": ["load_denoiser"],
     "interaction": ["Interaction"],
     "operators": ["as_operator"],
     "problem": ["Problem", "list_problems", "load_problem"],
@@ -46,8 +48,10 @@ __all__ = [
     "as_operator",
     "hub",
     "interop",
+    "list_denoisers",
     "list_priors",
     "list_problems",
+    "load_denoiser",
     "load_prior",
     "load_problem",
     "metrics",

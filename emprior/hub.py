@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from torch import nn
 from emprior._check import nearest
 from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
+from emprior.denoiser import NetworkDenoiser
 from emprior.interpolant import make_interpolant
-from emprior.nets import make_potential
+from emprior.nets import make_potential, make_velocity
 from emprior.priors.network import NetworkPrior
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
@@ -37,10 +39,11 @@ class Card:
 
     Arguments:
         name: Its name.
+        kind: `"prior"`, or `"denoiser"` for the baseline of one.
         architecture: The network's registered name.
         arguments: The network's arguments.
         shape: The shape of one training image, `(C, H, W)`.
-        density: The `objective` and its `arguments`, and the temperature `epsilon`.
+        density: The `objective` and its `arguments`, and the temperature `epsilon`; empty for a denoiser.
         sha256: The digest of the weights' file.
         description: One line.
         training: Data, licence, images seen, hardware, wall time, revision, settings.
@@ -54,6 +57,7 @@ class Card:
     shape: list[int]
     density: dict[str, Any]
     sha256: str
+    kind: str = "prior"
     description: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +90,8 @@ class Card:
             name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING
         ]
         missing = [name for name in required if name not in tree]
-        missing += [f"density.{name}" for name in DENSITY if name not in (tree.get("density") or {})]
+        if tree.get("kind", "prior") == "prior":
+            missing += [f"density.{name}" for name in DENSITY if name not in (tree.get("density") or {})]
         if missing:
             raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}. Restore it from the package.")
         return Card(**tree)
@@ -94,7 +99,12 @@ class Card:
 
 def list_priors() -> list[str]:
     r"""Returns the names of the bundled and cached priors."""
-    return sorted(_folders())
+    return _names("prior")
+
+
+def list_denoisers() -> list[str]:
+    r"""Returns the names of the bundled and cached denoisers, the baselines of priors."""
+    return _names("denoiser")
 
 
 def find_prior(name: str | os.PathLike[str]) -> Path:
@@ -120,22 +130,39 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     Raises:
         ValueError: The prior is unknown, its card is wrong, or its weights are not those of the card.
     """
-    folder = find_prior(name)
-    card = Card.read(folder)
-    try:
-        tensors = load_tensors(checked_bytes(folder, card))
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}. Save it with save_prior.") from error
-    potential = make_potential(card.architecture, **card.arguments)
-    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-    try:
-        potential.load_state_dict(floats)
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
+    card, potential = _load(name, "prior", make_potential)
     interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
     prior.settings = {**prior.settings, **card.solver}
     return prior
+
+
+def load_network_denoiser(name: str | os.PathLike[str]) -> NetworkDenoiser:
+    r"""Loads a denoiser by name or folder; :func:`emprior.load_denoiser` makes it deepinv's.
+
+    Raises:
+        ValueError: The denoiser is unknown, its card is wrong, or its weights are not those of the card.
+    """
+    card, velocity = _load(name, "denoiser", make_velocity)
+    return NetworkDenoiser(velocity, tuple(card.shape), card.name)
+
+
+def _load(name: str | os.PathLike[str], kind: str, make: Callable[..., nn.Module]) -> tuple[Card, nn.Module]:
+    folder = find_prior(name)
+    card = Card.read(folder)
+    if card.kind != kind:
+        raise ValueError(f"{card.name!r} is a {card.kind}, not a {kind}. Load it with emprior.load_{card.kind}.")
+    try:
+        tensors = load_tensors(checked_bytes(folder, card))
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}. Save it with save_prior.") from error
+    network = make(card.architecture, **card.arguments)
+    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    try:
+        network.load_state_dict(floats)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
+    return card, network
 
 
 def checked_bytes(folder: Path, card: Card) -> bytes:
@@ -159,21 +186,26 @@ def checked_bytes(folder: Path, card: Card) -> bytes:
 
 
 def verify_prior(name: str | os.PathLike[str]) -> Card:
-    r"""Checks a prior's card and weights by loading it and evaluating one energy; returns the card.
+    r"""Checks the card and weights of a prior or denoiser by loading and evaluating it once; returns the card.
 
     Raises:
         ValueError: Something is wrong with it.
     """
-    prior = load_prior(name)
-    value, gradient = prior.value_and_grad(torch.full((1, *prior.shape), 0.5))
-    if not (value.isfinite().all() and gradient.isfinite().all()):
-        raise ValueError(f"prior {str(name)!r} gives an energy that is not finite. Train it again.")
-    return Card.read(find_prior(name))
+    card = Card.read(find_prior(name))
+    gray = torch.full((1, *card.shape), 0.5)
+    values = (
+        (load_network_denoiser(name).denoise(gray, 0.1),)
+        if card.kind == "denoiser"
+        else (load_prior(name).value_and_grad(gray))
+    )
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise ValueError(f"{card.kind} {str(name)!r} gives numbers that are not finite. Train it again.")
+    return card
 
 
-def save_prior(folder: Path, potential: nn.Module, dtype: torch.dtype = torch.float32, **facts: Any) -> Card:
+def save_prior(folder: Path, network: nn.Module, dtype: torch.dtype = torch.float32, **facts: Any) -> Card:
     r"""Writes a prior folder; `facts` are the entries of :class:`Card` but the digest."""
-    tensors = {key: tensor.detach().cpu().to(dtype).contiguous() for key, tensor in potential.state_dict().items()}
+    tensors = {key: tensor.detach().cpu().to(dtype).contiguous() for key, tensor in network.state_dict().items()}
     content = dump_tensors(tensors)
     card = Card(sha256=hashlib.sha256(content).hexdigest(), **facts)
     with atomic(folder / WEIGHTS) as path:
@@ -181,6 +213,17 @@ def save_prior(folder: Path, potential: nn.Module, dtype: torch.dtype = torch.fl
     with atomic(folder / CARD) as path:
         path.write_text(yaml.safe_dump(dict(card.__dict__), sort_keys=False, allow_unicode=True, width=110))
     return card
+
+
+def _names(kind: str) -> list[str]:
+    return sorted(name for name, folder in _folders().items() if _kind(folder) == kind)
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return Card.read(folder).kind
+    except ValueError:
+        return "prior"
 
 
 def _folders() -> dict[str, Path]:

@@ -6,6 +6,7 @@ r"""Priors inside deepinv's own optimisers and samplers.
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
+from emprior.denoiser import NetworkDenoiser
 from emprior.energy import Energy, Prior, Scaled, Sum
+from emprior.hub import load_network_denoiser
 from emprior.result import Status
 from emprior.solvers import Descent, Info, Solver, Stage, State, run
 from emprior.solvers.descent import DescentState
@@ -75,6 +78,18 @@ def as_denoiser(prior: Prior) -> deepinv.models.Denoiser:
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     return _denoiser_class()(_check(prior))
+
+
+def load_denoiser(name: str | os.PathLike[str]) -> deepinv.models.Denoiser:
+    r"""Loads a denoiser that knows its noise level, by name or folder, as a deepinv denoiser.
+
+    It is the matched baseline of a prior: the same trunk, data and schedule, trained to the posterior mean
+    :math:`\mathbb{E}[\mathrm{clean} \mid x]`. `denoiser(x, sigma)` takes images in `[0, 1]`.
+
+    Raises:
+        ValueError: The denoiser is unknown, its card is wrong, or its weights are not those of the card.
+    """
+    return _denoiser_class()(load_network_denoiser(name))
 
 
 class Anchor(Energy):
@@ -171,7 +186,7 @@ def _denoiser_class() -> type:
     import deepinv
 
     class EnergyDenoiser(deepinv.models.Denoiser):
-        def __init__(self, prior: Prior) -> None:
+        def __init__(self, prior: Prior | NetworkDenoiser) -> None:
             torch.nn.Module.__init__(self)  # the base moves itself to the CPU, and would move the prior
             self.prior = prior
 

@@ -106,6 +106,7 @@ def test_missing_file(tmp_path):
         ("density.objective=energy", r"density.objective .* Did you mean 'energy_matching'\?"),
         ("train.betas=[0.9, 1.0]", "train.betas are"),
         ("data.source=''", "data.source is empty"),
+        ("kind=denoisr", r"kind is 'denoisr', which is unknown. Did you mean 'denoiser'"),
     ],
 )
 def test_settings_that_cannot_be_trained_with(setting, message):
@@ -125,6 +126,19 @@ def test_shares_of_processes_are_whole(key):
     apply_override(tree, f"{key}=130")
     with pytest.raises(ValueError, match=rf"{key} is 130, which does not divide among 4 processes: --set {key}=128"):
         check_config(build(Config, tree, "defaults"), processes=4)
+
+
+def test_a_denoiser_has_no_contrast_and_no_potential():
+    tree = Config().to_dict()
+    for setting in ("data.source=somewhere", "kind=denoiser"):
+        apply_override(tree, setting)
+    with pytest.raises(ValueError, match=r"net.architecture .* The choices are: velocity"):
+        check_config(build(Config, tree, "defaults"))
+    apply_override(tree, "net.architecture=velocity")
+    with pytest.raises(ValueError, match=r"a denoiser has no energies to contrast: --set contrast.steps=0"):
+        check_config(build(Config, tree, "defaults"))
+    apply_override(tree, "contrast.steps=0")
+    check_config(build(Config, tree, "defaults"))
 
 
 def test_nothing_to_train():

@@ -38,7 +38,7 @@ def stop_at(trainer, step):
 
 
 def states(trainer):
-    yield from trainer.potential.state_dict().items()
+    yield from trainer.network.state_dict().items()
     yield from ((f"average.{key}", value) for key, value in trainer.average.state_dict().items())
     for index, moments in trainer.optimizer.state_dict()["state"].items():
         yield from ((f"{index}.{key}", value) for key, value in moments.items())
@@ -86,7 +86,7 @@ def test_the_average_is_exponential(tmp_path):
     expected = next(trainer.average.parameters()).clone()
     for step in range(3):
         trainer.iterate()
-        expected.lerp_(next(trainer.potential.parameters()).detach(), 1 - (1 + step) / (10 + step))
+        expected.lerp_(next(trainer.network.parameters()).detach(), 1 - (1 + step) / (10 + step))
     torch.testing.assert_close(next(trainer.average.parameters()).data, expected)
 
 
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint(tmp_path):
     trainer = make(tmp_path)
     trainer.resume()
     with torch.no_grad():
-        next(trainer.potential.parameters()).fill_(float("nan"))
+        next(trainer.network.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"iteration 2.*--set transport.lr"):
         trainer.run()
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
@@ -200,7 +200,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path):
     assert not make(tmp_path).resume()
     stop_at(make(tmp_path), 5)
     other = {
-        "another 'net' section": replace(CONFIG, net=Net(arguments={"widths": [8, 8], "blocks": 2})),
+        "another 'net'": replace(CONFIG, net=Net(arguments={"widths": [8, 8], "blocks": 2})),
         "another 'density' section": replace(CONFIG, density=replace(CONFIG.density, epsilon=0.02)),
         "--set transport.steps=4": replace(CONFIG, transport=replace(CONFIG.transport, steps=6)),
     }

@@ -1,23 +1,48 @@
 r"""Networks that map an image batch to one scalar per image."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from emprior._check import nearest
 from emprior.nets.potential import POTENTIALS, InnerProductPotential, LocalPotential
 from emprior.nets.unet import UNet
+from emprior.nets.velocity import VELOCITIES, Velocity
 
-__all__ = ["POTENTIALS", "InnerProductPotential", "LocalPotential", "UNet", "make_potential"]
+__all__ = [
+    "POTENTIALS",
+    "VELOCITIES",
+    "InnerProductPotential",
+    "LocalPotential",
+    "UNet",
+    "Velocity",
+    "make_potential",
+    "make_velocity",
+]
 
 
 def make_potential(architecture: str, **arguments: object) -> nn.Module:
-    r"""Makes a network by its registered name.
+    r"""Makes a potential by its registered name.
 
     Raises:
         ValueError: The name is unknown, or an argument is.
     """
-    if architecture not in POTENTIALS:
-        raise ValueError(f"unknown architecture {architecture!r}. {nearest(architecture, POTENTIALS)}")
+    return _make(POTENTIALS, architecture, arguments)
+
+
+def make_velocity(architecture: str, **arguments: object) -> nn.Module:
+    r"""Makes the network of a denoiser by its registered name.
+
+    Raises:
+        ValueError: The name is unknown, or an argument is.
+    """
+    return _make(VELOCITIES, architecture, arguments)
+
+
+def _make(registry: dict[str, Callable[..., nn.Module]], architecture: str, arguments: dict[str, object]) -> nn.Module:
+    if architecture not in registry:
+        raise ValueError(f"unknown architecture {architecture!r}. {nearest(architecture, registry)}")
     try:
-        return POTENTIALS[architecture](**arguments)
+        return registry[architecture](**arguments)
     except TypeError as error:
         raise ValueError(f"architecture {architecture!r}: {error}. Compare net.arguments with its docs.") from error

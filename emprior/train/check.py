@@ -7,8 +7,9 @@ from typing import Any
 
 from emprior._check import nearest
 from emprior.interpolant import OBJECTIVES, make_interpolant
-from emprior.nets import POTENTIALS
+from emprior.nets import POTENTIALS, VELOCITIES
 from emprior.train.config import Config
+from emprior.train.model import MODELS
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -73,7 +74,10 @@ def check_config(config: Config, processes: int = 1) -> None:
             value = getattr(getattr(config, section), key)
             if not holds(value):
                 raise ValueError(f"{section}.{key} is {value!r}, expected a number {expected}: --set {section}.{key}=…")
-    named = {"net.architecture": tuple(POTENTIALS), "density.objective": tuple(OBJECTIVES)}
+    if config.kind not in MODELS:
+        raise ValueError(f"kind is {config.kind!r}, which is unknown. {nearest(config.kind, MODELS)}")
+    nets = VELOCITIES if config.kind == "denoiser" else POTENTIALS
+    named = {"net.architecture": tuple(nets), "density.objective": tuple(OBJECTIVES)}
     for name, choices in {**CHOICES, **named}.items():
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
@@ -92,6 +96,8 @@ def _check_relations(config: Config, processes: int) -> None:
     contrast = config.contrast
     if config.transport.steps + contrast.steps == 0:
         raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
+    if contrast.steps and config.kind == "denoiser":
+        raise ValueError("a denoiser has no energies to contrast: --set contrast.steps=0")
     if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:
         raise ValueError(
             f"contrast.chains is {contrast.chains}, fewer than contrast.batch_size {contrast.batch_size} that every "

@@ -31,10 +31,10 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
             "else. Start anew with --fresh, or choose another --out folder."
         ) from error
     given = config.to_dict()
-    for section in ("net", "density"):
+    for section in ("kind", "net", "density"):
         if saved[section] != given[section]:
             raise ValueError(
-                f"{path} was trained with another {section!r} section: {saved[section]}. "
+                f"{path} was trained with another {section!r}: {saved[section]}. "
                 "Use that, another --out folder, or start anew with --fresh."
             )
     before, now = saved["transport"]["steps"], config.transport.steps

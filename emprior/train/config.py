@@ -150,9 +150,17 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Config:
-    r"""A whole training; `solver` holds settings of methods that were validated with the prior, for its card."""
+    r"""A whole training.
+
+    Arguments:
+        name: What the card calls the result.
+        kind: `"prior"`, or `"denoiser"` for the baseline of one: the same trunk, data and schedule, told its noise
+            level, and without `density` and `contrast`.
+        solver: Settings of methods that were validated with the prior, for its card.
+    """
 
     name: str = "prior"
+    kind: str = "prior"
     data: Data = field(default_factory=Data)
     net: Net = field(default_factory=Net)
     density: Density = field(default_factory=Density)

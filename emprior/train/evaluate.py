@@ -10,13 +10,14 @@ from torch import Tensor
 
 from emprior._noise import Noise, generator
 from emprior._types import PerImage
+from emprior.denoiser import NetworkDenoiser
 from emprior.priors.network import NetworkPrior
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
 
 
-def denoising_psnr(prior: NetworkPrior, images: Tensor, sigma: float, seed: int = 0) -> float:
-    r"""Returns the mean PSNR, in dB, of the prior's clean estimate of images `(B, C, H, W)` under noise `sigma`."""
+def denoising_psnr(prior: NetworkPrior | NetworkDenoiser, images: Tensor, sigma: float, seed: int = 0) -> float:
+    r"""Returns the mean PSNR, in dB, of the clean estimate of images `(B, C, H, W)` under noise `sigma`."""
     random = generator(seed, "denoising")
     noisy = images + sigma * torch.randn(images.shape, generator=random).to(images)
     clean = torch.cat([prior.denoise(part, sigma) for part in noisy.split(256)])
@@ -62,11 +63,16 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     return out
 
 
+def denoising_figures(denoiser: NetworkPrior | NetworkDenoiser, images: Tensor) -> dict[str, Any]:
+    r"""Returns the number of held-out images and the mean PSNR of denoising them at each of `LEVELS`."""
+    psnr = {str(s): round(denoising_psnr(denoiser, images, s), 2) for s in LEVELS}
+    return {"images": len(images), "denoising_psnr": psnr}
+
+
 def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_steps: int = 300) -> dict[str, Any]:
     r"""Returns the figures of a card for held-out images `(B, C, H, W)` in `[0, 1]`."""
     return {
-        "images": len(images),
-        "denoising_psnr": {str(s): round(denoising_psnr(prior, images, s), 2) for s in LEVELS},
+        **denoising_figures(prior, images),
         "drift": round(float(drift(prior, images).mean()), 4),
         "chain": {"images": min(chain_images, len(images)), **chain(prior, images[:chain_images], chain_steps)},
     }

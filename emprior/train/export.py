@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from emprior.hub import Card, save_prior
-from emprior.interpolant import make_interpolant
-from emprior.nets import make_potential
 from emprior.priors.network import NetworkPrior
 from emprior.train import provenance
 from emprior.train.checkpoint import image_shape, read_checkpoint
 from emprior.train.config import Config
 from emprior.train.data import load_images
 from emprior.train.distributed import place
-from emprior.train.evaluate import evaluate
+from emprior.train.evaluate import denoising_figures, evaluate
+from emprior.train.model import MODELS
 
 
 def export_prior(
@@ -51,31 +50,29 @@ def export_prior(
     facts = state.get("facts") or _facts(config, state)
     shape = tuple(facts["shape"])
     images = held_out_images(config, shape, held_out)
-    arguments = {"channels": shape[0], **config.net.arguments}
-    potential = make_potential(config.net.architecture, **arguments)
-    potential.load_state_dict(state["average"])
+    network = MODELS[config.kind](config).network(shape[0])
+    network.load_state_dict(state["average"])
     return save_prior(
         Path(out),
-        potential,
+        network,
         dtype,
         name=config.name,
-        description=_describe(config, potential),
+        kind=config.kind,
+        description=_describe(config, network),
         architecture=config.net.architecture,
-        arguments=arguments,
+        arguments={"channels": shape[0], **config.net.arguments},
         shape=list(shape),
-        density=config.to_dict()["density"],
+        density=config.to_dict()["density"] if config.kind == "prior" else {},
         training=_training(config, state, facts),
         solver=config.solver,
-        metrics={} if images is None else _measure(config, potential.to(dtype).float(), images, place(device)),
+        metrics={} if images is None else _measure(config, network.to(dtype).float(), images, place(device)),
     )
 
 
-def _measure(config: Config, potential: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
-    density = config.density
-    interpolant = make_interpolant(density.objective, **density.arguments)
-    potential = copy.deepcopy(potential).to(device)
-    prior = NetworkPrior(potential, tuple(images.shape[1:]), interpolant, density.epsilon, config.name)
-    return evaluate(prior, images.to(device))
+def _measure(config: Config, network: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
+    images = images.to(device)
+    made = MODELS[config.kind](config).wrap(copy.deepcopy(network).to(device), tuple(images.shape[1:]))
+    return evaluate(made, images) if isinstance(made, NetworkPrior) else denoising_figures(made, images)
 
 
 def held_out_images(config: Config, shape: tuple[int, ...], count: int) -> Tensor | None:
@@ -111,10 +108,13 @@ def _facts(config: Config, state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe(config: Config, potential: nn.Module) -> str:
-    millions = sum(p.numel() for p in potential.parameters()) / 1e6
+def _describe(config: Config, network: nn.Module) -> str:
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
     data = config.data.name or Path(config.data.source).name
-    return f"Energy Matching prior on {data}: {config.net.architecture} potential of {millions:.2g} M parameters"
+    if config.kind == "denoiser":
+        return f"MMSE denoiser on {data}: flow-matching {config.net.architecture} of {millions:.2g} M parameters"
+    objective = config.density.objective.replace("_", " ").capitalize()
+    return f"{objective} prior on {data}: {config.net.architecture} potential of {millions:.2g} M parameters"
 
 
 def _training(config: Config, state: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -85,3 +85,27 @@ class GradientMatchingLoss(nn.Module):
         below = below.sort().values[:kept]
         gap = above.mean() - below.mean()
         return (self.strength * gap).clamp(min=-self.clamp), gap.detach()
+
+
+class VelocityMatchingLoss(nn.Module):
+    r"""Flow matching, weighed as :class:`GradientMatchingLoss` weighs transport.
+
+    .. math:: L = \mathbb{E}\, w(s)\, \frac{1}{d} \|v(x_s, s) - (x_0 - x_1)\|^2, \qquad
+              x_s = (1 - s) x_1 + s x_0, \quad w(s) = s^2 / s^p
+
+    Arguments:
+        velocity: The network `v`, images `(B, C, H, W)` in `[-1, 1]` and fractions `(B,)` to velocities.
+        balance: The exponent `p`, or `None` for :math:`w = 1`.
+    """
+
+    def __init__(self, velocity: nn.Module, balance: float | None = 1.2) -> None:
+        super().__init__()
+        self.velocity, self.balance = velocity, balance
+
+    def forward(self, x1: Tensor, x0: Tensor, s: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        r"""Returns the loss and its detached term; arguments as for :class:`GradientMatchingLoss`."""
+        column = s.reshape(-1, *(1,) * (x1.ndim - 1))
+        error = (self.velocity((1 - column) * x1 + column * x0, s) - (x0 - x1)).float().square().flatten(1).mean(1)
+        weight = 1.0 if self.balance is None else s.square() / s.clamp(min=FLOOR).pow(self.balance)
+        loss = (weight * error).mean()
+        return loss, {"transport": loss.detach()}

@@ -17,17 +17,14 @@ from tqdm import tqdm
 from emprior._files import atomic
 from emprior._grid import save_grid
 from emprior._noise import generator
-from emprior.interpolant import make_interpolant
-from emprior.nets import make_potential
-from emprior.priors.network import NetworkPrior
 from emprior.train import provenance
 from emprior.train.checkpoint import CHECKPOINT, image_shape, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
 from emprior.train.distributed import World
 from emprior.train.interrupt import Interrupt
 from emprior.train.log import Log
+from emprior.train.model import MODELS, draw
 from emprior.train.negatives import ReplayBuffer, fresh_negatives
-from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
 
 logger = logging.getLogger("emprior")
@@ -50,12 +47,13 @@ class Trainer:
         self.config, self.out, self.device = config, Path(out), torch.device(device)
         self.world = World.current()
         self.images = images.to(self.device)
-        self.interpolant = make_interpolant(config.density.objective, **config.density.arguments)
+        self.model = MODELS[config.kind](config)
+        self.interpolant = self.model.interpolant
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
-            potential = make_potential(config.net.architecture, channels=images.shape[1], **config.net.arguments)
-        self.potential = potential.to(self.device).to(memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.potential).requires_grad_(False)
+            network = self.model.network(images.shape[1])
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.log = Log(self.out / "log.jsonl")
         self.facts = self.describe()
         self.step, self.seconds, self.seen = 0, 0.0, 0
@@ -69,13 +67,9 @@ class Trainer:
         train = self.config.train
         self.phase = phase
         self.optimizer = torch.optim.AdamW(
-            self.potential.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay
+            self.network.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay
         )
-        contrast = phase if isinstance(phase, Contrast) else None
-        loss = GradientMatchingLoss(self.potential, self.interpolant, self.config.transport.balance)
-        if contrast:
-            loss.strength, loss.trim, loss.clamp = contrast.strength, contrast.trim, contrast.clamp
-        self.loss = self.world.wrap(loss)
+        self.loss = self.world.wrap(self.model.loss(self.network, phase if isinstance(phase, Contrast) else None))
 
     @property
     def total(self) -> int:
@@ -135,13 +129,13 @@ class Trainer:
         r"""Does one iteration and returns the terms of its loss."""
         config, done = self.config, self.step
         if done == config.transport.steps:
-            self.potential.load_state_dict(self.average.state_dict())
+            self.network.load_state_dict(self.average.state_dict())
             self.enter(config.contrast)
         random = generator(config.train.seed, done, self.world.rank, device=self.device)
         x1 = self.batch()
         x0 = torch.randn(x1.shape, generator=random, device=self.device)
         s = torch.rand(len(x1), generator=random, device=self.device).clamp(min=1e-4).pow(config.transport.skew)
-        if self.interpolant.coupled:
+        if self.model.coupled:
             far = torch.nonzero(s > self.interpolant.near).flatten()
             x0[far] = x0[far[optimal_pairing(x0[far], x1[far])]]
         pair = self.contrasted(x1, random) if isinstance(self.phase, Contrast) else ()
@@ -152,7 +146,7 @@ class Trainer:
             loss, terms = self.loss(x1, x0, s, *pair)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        terms["norm"] = nn.utils.clip_grad_norm_(self.potential.parameters(), config.train.clip)
+        terms["norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), config.train.clip)
         if not torch.isfinite(terms["norm"]):
             raise FloatingPointError(
                 f"the loss is not finite at iteration {done}. Resume from the last checkpoint with a lower "
@@ -166,7 +160,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.potential.parameters()), 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
     def batch(self) -> Tensor:
         r"""Returns this iteration's images in `[-1, 1]`: epochs are permutations keyed by (seed, epoch)."""
@@ -196,10 +190,10 @@ class Trainer:
         with self.autocast():
             if contrast.negatives == "fresh":
                 positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
-                return positives, fresh_negatives(contrast, density.epsilon, self.potential, positives, random)
+                return positives, fresh_negatives(contrast, density.epsilon, self.network, positives, random)
             if self.chains is None:
                 self.chains = self.initial_chains(contrast.chains)
-            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.potential, x1, random)
+            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.network, x1, random)
 
     def initial_chains(self, count: int) -> Tensor:
         rows = torch.arange(count) * self.world.size + self.world.rank
@@ -230,8 +224,7 @@ class Trainer:
         r"""Saves a grid of images generated by the averaged network."""
         if self.world.rank == 0:
             shape = tuple(self.images.shape[1:])
-            prior = NetworkPrior(self.average, shape, self.interpolant, self.config.density.epsilon)
-            save_grid(self.out / f"samples-{self.step:07d}.png", prior.sample(count, seed=0, steps=steps))
+            save_grid(self.out / f"samples-{self.step:07d}.png", draw(self.model, self.average, shape, count, steps))
 
     def describe(self) -> dict[str, Any]:
         r"""Returns what the card will say of the data and of the machine."""
@@ -254,7 +247,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "seen": self.seen,
-            "potential": self.potential.state_dict(),
+            "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "chains": chains,
@@ -286,7 +279,7 @@ class Trainer:
                 f"{path} was trained on images of shape {before}, but the data are {shape}. "
                 "Use the same data, another --out folder, or start anew with --fresh."
             )
-        self.potential.load_state_dict(state["potential"])
+        self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.step, self.seconds, self.seen = state["step"], state["seconds"], state["seen"]
         if self.step > self.config.transport.steps:
