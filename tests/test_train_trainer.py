@@ -201,7 +201,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path):
     stop_at(make(tmp_path), 5)
     other = {
         "another 'net'": replace(CONFIG, net=Net(arguments={"widths": [8, 8], "blocks": 2})),
-        "another 'density' section": replace(CONFIG, density=replace(CONFIG.density, epsilon=0.02)),
+        "another 'density'": replace(CONFIG, density=replace(CONFIG.density, epsilon=0.02)),
         "--set transport.steps=4": replace(CONFIG, transport=replace(CONFIG.transport, steps=6)),
     }
     for message, config in other.items():
