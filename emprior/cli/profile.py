@@ -1,0 +1,57 @@
+r"""`emprior profile`: how fast this machine trains and evaluates gradients."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from emprior.cli._common import UsageError, add_command, add_device, as_json, check_device, check_file, positive_int
+
+EXAMPLES = """
+emprior profile train pretrained/cifar10/train.yaml
+emprior profile gradient pretrained/cifar10/train.yaml --set train.batch_size=256 --device cuda
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "profile", run, "measure the speed of training, or of gradients", EXAMPLES)
+    parser.add_argument(
+        "what", choices=["train", "gradient"], help="iterations of the trainer, or gradients of a prior"
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the settings: network, batch, precision")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="as for train")
+    parser.add_argument("--shape", nargs=3, type=positive_int, default=[3, 32, 32], metavar="N", help="C H W (3 32 32)")
+    parser.add_argument("--iterations", type=positive_int, default=10, metavar="N", help="how many are timed (10)")
+    add_device(parser)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    from emprior.train.config import Config
+
+    path = check_file(options.config, "configuration")
+    try:
+        config = Config.load(path, options.set)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.what == "gradient" and config.kind != "prior":
+        raise UsageError(f"{path} is of a {config.kind}, which has no energy. Use: emprior profile train {path}")
+    check_device(options.device)
+
+    import torch
+
+    from emprior.train.profile import profile_gradient, profile_training
+
+    measure = profile_training if options.what == "train" else profile_gradient
+    images = torch.randint(0, 256, (1024, *options.shape), dtype=torch.uint8)
+    rows = measure(config, images, options.device, options.iterations)
+    if options.json:
+        print(as_json({row.name: {"images_per_second": row.images_per_second, "flops": row.flops, "memory": row.memory}
+                       for row in rows}))  # fmt: skip
+        return 0
+    print(f"{'':40}{'images/s':>10}{'ratio':>8}{'of peak':>9}{'MiB':>8}")
+    for row in rows:
+        share = f"{100 * row.flops:8.0f}%" if row.flops == row.flops else f"{'':9}"
+        ratio = row.images_per_second / rows[1].images_per_second
+        print(f"{row.name:40}{row.images_per_second:10.1f}{ratio:8.2f}{share}{row.memory:8.0f}")
+    return 0
