@@ -134,7 +134,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
         raise ValueError(f"{folder / WEIGHTS} does not fit the architecture of its card: {error}") from error
     interpolant = Interpolant(card.density["sigma_star"], card.density["blend"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
-    prior.settings = {**prior.settings, **card.solver}
+    prior.settings = card.solver
     return prior
 
 
