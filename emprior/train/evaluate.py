@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emprior._noise import Noise, generator
 from emprior._types import PerImage
+from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
@@ -20,7 +21,7 @@ def denoising_psnr(prior: NetworkPrior, images: Tensor, sigma: float, seed: int 
     random = generator(seed, "denoising")
     noisy = images + sigma * torch.randn(images.shape, generator=random).to(images)
     clean = torch.cat([prior.denoise(part, sigma) for part in noisy.split(256)])
-    return float((-10 * (clean - images).square().flatten(1).mean(1).log10()).mean())
+    return float(psnr(clean, images).mean())
 
 
 def drift(prior: NetworkPrior, images: Tensor) -> PerImage:
