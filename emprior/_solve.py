@@ -23,7 +23,7 @@ from emprior.hub import load_prior
 from emprior.interaction import Interaction
 from emprior.operators import as_operator
 from emprior.result import Diagnostics, Result, Status
-from emprior.solvers import METHODS, Annealing, Method, Run, Settings, Stage, run
+from emprior.solvers import METHODS, Method, Run, run, validated
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -72,8 +72,10 @@ def solve(
         samples: The number `S` of chains (or of starts, of which MAP keeps the lowest in energy) for each image.
         sigma: The noise's standard deviation in public units; read from the operator unless given.
         interaction: An energy between the samples of an image.
-        x0: Where to start from, `(B, *shape)`, instead of the method's own start.
-        steps: Iterations of the method, burn-in included.
+        x0: Where to start from, `(B, *shape)`, instead of the method's own start: MAP descends from it without a
+            continuation, and chains run from it without an annealed start. From the second sample on a minimiser
+            scatters its starts by noise of 0.1.
+        steps: Iterations of the method, burn-in included; the annealed start of a chain comes before.
         seed: The seed of all randomness.
         progress: Whether to show a bar; by default only on a terminal.
         callback: Called after each iteration with its index and the rows `(S, B, *shape)`.
@@ -86,32 +88,31 @@ def solve(
         ValueError: An argument does not fit the others; the message names the cure.
     """
     y = check_measurement(y)
-    check_positive("samples", samples, whole=True)
-    check_positive("weight", weight)
+    samples, weight = check_positive("samples", samples, whole=True), check_positive("weight", weight)
     recipe = _method(method)
-    if steps is not None:
-        check_positive("steps", steps, whole=True)
+    steps = None if steps is None else check_positive("steps", steps, whole=True)
     if interaction is not None:
         _check_interaction(interaction, samples, method)
     x0 = None if x0 is None else check_start(x0, len(y))
     prior = _prior(prior, y)
-    fidelity = GaussianFidelity(as_operator(operator, prior.shape), y, sigma)
+    fidelity = GaussianFidelity(as_operator(operator, prior.shape if x0 is None else tuple(x0.shape[1:])), y, sigma)
     shape = _image_shape(fidelity, prior, x0)
     _check_fit(fidelity, prior, shape)
+    if interaction is not None:
+        interaction.check(shape)
 
     posterior = Posterior(fidelity, prior, weight, interaction.among(samples).to(y) if interaction else None)
     noise = Noise([(seed, _digest(image), s) for s in range(samples) for image in y], y.device, y.dtype)
-    x = _starts(fidelity, noise, shape, x0, scatter=recipe.warm and not recipe.samples)
-    settings = _settings(recipe, prior, method, steps, fresh=x0 is None)
-    stages = recipe.stages(settings)
-    if recipe.warm and recipe.samples and x0 is None:
-        stages = [Stage(Annealing(WARM_UP), WARM_UP, burn_in=WARM_UP), *stages]
+    x = _starts(fidelity, noise, shape, x0, scatter=not recipe.samples)
+    settings = replace(validated(method, prior.settings), fresh=x0 is None)
+    settings = settings if steps is None else replace(settings, steps=steps)
+    stages = [stage for stage in recipe.stages(settings) if stage.steps]
     shown = sys.stderr.isatty() if progress is None else progress
     outcome = run(stages, posterior, x, noise, len(y), shown, callback)
     config = {
         "method": method,
         "prior": getattr(prior, "title", type(prior).__name__),
-        "weight": float(weight),
+        "weight": weight,
         "samples": samples,
         "sigma": fidelity.sigma if isinstance(fidelity.sigma, float) else fidelity.sigma.tolist(),
         "steps": settings.steps,
@@ -122,23 +123,14 @@ def solve(
 
 def _starts(fidelity: GaussianFidelity, noise: Noise, shape: tuple[int, ...], x0: Image | None, scatter: bool) -> Image:
     r"""Returns the first rows: `x0`, or gray images fitted to the data, scattered from the second sample on."""
-    if x0 is not None:
-        return x0.to(fidelity.y).repeat(len(noise) // fidelity.images, *(1,) * len(shape))
-    gray = torch.full((len(noise), *shape), 0.5, dtype=fidelity.y.dtype, device=fidelity.y.device)
-    x = fidelity.prox(gray, 1.0)
+    if x0 is None:
+        gray = torch.full((len(noise), *shape), 0.5, dtype=fidelity.y.dtype, device=fidelity.y.device)
+        x = fidelity.prox(gray, 1.0)
+    else:
+        x = x0.to(fidelity.y).repeat(len(noise) // fidelity.images, *(1,) * len(shape))
     if scatter:
         x[fidelity.images :] += 0.1 * noise.normal(*shape)[fidelity.images :]
     return x
-
-
-def _settings(recipe: Method, prior: Prior, method: str, steps: int | None, fresh: bool) -> Settings:
-    validated = prior.settings.get(method, {})
-    known = Settings.__dataclass_fields__
-    for key in validated:
-        if key not in known:
-            raise ValueError(f"the prior's settings for {method!r} hold {key!r}. {nearest(str(key), known)}")
-    settings = replace(recipe.settings, **validated, fresh=fresh)
-    return settings if steps is None else replace(settings, steps=steps)
 
 
 def _check_interaction(interaction: object, samples: int, method: str) -> None:
@@ -151,17 +143,13 @@ def _check_interaction(interaction: object, samples: int, method: str) -> None:
         raise ValueError(f"an interaction is between samples, but {method!r} does not sample. Use one of: {choices}.")
 
 
-WARM_UP = 100
-"""Levels of the annealing that brings chains from noise to the posterior."""
-
-
 def _result(
     outcome: Run, posterior: Posterior, fidelity: GaussianFidelity, recipe: Method, config: dict[str, object]
 ) -> Result:
     samples = outcome.x.unflatten(0, (-1, outcome.images))
     if recipe.samples and outcome.moments.mean is not None:
         estimate: Tensor = outcome.moments.mean
-        std: Tensor | None = outcome.moments.std()
+        std = outcome.moments.std()
     else:
         lowest = outcome.trace["energy"][-1].argmin(0)
         estimate = torch.stack([samples[int(s), b] for b, s in enumerate(lowest)])
@@ -197,7 +185,7 @@ def _prior(prior: str | os.PathLike[str] | Prior, y: Tensor) -> Prior:
 
 def _image_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image | None) -> tuple[int, ...]:
     if x0 is not None:
-        return tuple(x0.shape[1:])
+        return _start_shape(fidelity, prior, x0)
     if _measures(fidelity, prior.shape):
         return prior.shape
     if fidelity.linear:
@@ -206,6 +194,17 @@ def _image_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image | None) -> 
         except (RuntimeError, ValueError, IndexError, AssertionError):
             pass
     raise ValueError(_mismatch(fidelity, prior, None))
+
+
+def _start_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image) -> tuple[int, ...]:
+    shape = tuple(x0.shape[1:])
+    if prior.accepts(shape) and _measures(fidelity, shape):
+        return shape
+    raise ValueError(
+        f"x0 holds images of shape {shape}, prior {getattr(prior, 'title', type(prior).__name__)!r} is for "
+        f"{prior.shape}, and y has shape {tuple(fidelity.y.shape)}. Pass a start that the prior takes and that the "
+        f"operator {type(fidelity.operator).__name__} maps to the shape of y, or leave out x0."
+    )
 
 
 def _measures(fidelity: GaussianFidelity, shape: tuple[int, ...]) -> bool:

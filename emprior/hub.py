@@ -133,7 +133,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     card, potential = _load(name, "prior", make_potential)
     interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
-    prior.settings = {**prior.settings, **card.solver}
+    prior.settings = card.solver
     return prior
 
 

@@ -34,8 +34,8 @@ def read_image(path: str | os.PathLike[str], *, size: int | tuple[int, int] | No
         FileNotFoundError: There is no such file.
         ValueError: The file is not an image.
     """
-    array = _load(path) if Path(path).suffix.lower() == ".npy" else _open(path)
-    image = torch.from_numpy(_unit(_channels_first(array, path), path))
+    array = _channels_first(_load(path), path) if Path(path).suffix.lower() == ".npy" else _open(path)
+    image = torch.from_numpy(_unit(array, path))
     return image if size is None else _resize(image, (size, size) if isinstance(size, int) else size)
 
 
@@ -115,6 +115,11 @@ def _load(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _open(path: str | os.PathLike[str]) -> np.ndarray:
+    array = _decode(path)
+    return np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
+
+
+def _decode(path: str | os.PathLike[str]) -> np.ndarray:
     _check_file(path)
     try:
         with Picture.open(path) as file:

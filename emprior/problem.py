@@ -101,7 +101,7 @@ def load_problem(name: str | os.PathLike[str]) -> Problem:
         >>> problem.measure(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 3, 32, 32])
     """
-    path = _find(name)
+    path = find_problem(name)
     file = read_yaml(path)
     file.check_keys(["description", "shape", "operator", "noise"])
     description = file["description"]
@@ -122,7 +122,12 @@ def list_problems() -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def _find(name: str | os.PathLike[str]) -> Path:
+def find_problem(name: str | os.PathLike[str]) -> Path:
+    r"""Returns the file of a problem by name or path.
+
+    Raises:
+        ValueError: There is none; the message names the nearest match.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():

@@ -154,11 +154,7 @@ class Result:
             OSError: The folder cannot be written to or the disk is full; nothing is left.
         """
         folder = Path(path).resolve()
-        if folder.exists() and not _replaceable(folder):
-            raise FileExistsError(
-                f"{path} already holds something that is not a saved result, and it was left alone. "
-                "Give a new or an empty folder, or one that Result.save wrote."
-            )
+        check_replaceable(path)
         _check_config(self.config, "config")
         try:
             with _in_place_of(folder) as fresh:
@@ -264,13 +260,23 @@ def _read(folder: Path) -> Result:
     )
 
 
-def _replaceable(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    r"""Raises unless :meth:`Result.save` may fill `path`: nothing, an empty folder or an earlier result.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder that holds something but no result.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder.is_dir() and (_is_result(folder) or not any(folder.iterdir()))):
+        raise FileExistsError(
+            f"{path} already holds something that is not a saved result, and it was left alone. "
+            "Give a new or an empty folder, or one that Result.save wrote."
+        )
+
+
+def _is_result(folder: Path) -> bool:
     try:
         return json.loads((folder / HEADER).read_text(encoding="utf-8"))["format"].startswith("emprior result")
-    except FileNotFoundError:
-        return not any(folder.iterdir())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -111,15 +111,26 @@ def test_help_names_every_method(call):
     assert all(name in out for name in METHODS)
 
 
-def test_examples_in_the_help_can_be_parsed():
-    parsed = 0
+def examples():
+    r"""The examples in the help of all commands, parsed."""
     for _, parser in leaves(build_parser()):
         for line in (parser.epilog or "").splitlines()[1:]:
             words = line.partition(" | ")[0].partition(" > ")[0].partition("   (")[0].split()
             start = words.index("emprior") + 1
-            build_parser().parse_args(words[start:])
-            parsed += 1
-    assert parsed > 15
+            yield vars(build_parser().parse_args(words[start:]))
+
+
+def test_examples_in_the_help_can_be_parsed():
+    assert len(list(examples())) > 15
+
+
+def test_examples_in_the_help_name_the_priors_that_training_writes():
+    written = {options["out"] / "prior" for options in examples() if "config" in options}
+    named = [name for options in examples() for name in [options.get("prior"), *options.get("priors", [])] if name]
+    folders = [Path(name) for name in named if "/" in name]
+    assert len(folders) >= 4
+    assert set(folders) <= written
+    assert set(named) - set(map(str, folders)) == {"cifar10"}
 
 
 def test_version(call):
@@ -156,11 +167,13 @@ def test_help_needs_no_torch():
         ([*DENOISING, *SAMPLE, "--sigma", "-1"], ["--sigma: expected"]),
         ([*DENOISING, *SAMPLE, "--frobnicate"], ["--frobnicate"]),
         ([*DENOISING, *SAMPLE, "--method", "malla"], ["'malla'", "Did you mean 'mala'", "flow"]),
+        ([*DENOISING, *SAMPLE, "--method", "flow", "--steps", "5"], ["--steps 5: ", "at least 20 steps, got 5. Leave"]),
         ([*DENOISING, *SAMPLE, "--prior", "nosuch"], ["unknown prior 'nosuch'", "emprior priors list"]),
         ([*DENOISING, "--input", "nosuch.png"], ["no input file nosuch.png"]),
         ([*DENOISING, "--input", "skimage:astronaut"], ["clean image", "--degrade"]),
         ([*DENOISING, "--input", "skimage:astronout", "--degrade"], ["'astronaut'", "chelsea"]),
         (["problems", "show", "cifar10/inpaintin"], ["Did you mean 'cifar10/inpainting'"]),
+        (["problems", "show", "inpainting.yaml"], ["no problem file inpainting.yaml", "'cifar10/inpainting'"]),
         (["priors", "show", "nosuch"], ["unknown prior 'nosuch'"]),
         (["priors", "verify", "nosuch"], ["unknown prior 'nosuch'"]),
         (["train", "nosuch.yaml", "--out", "x"], ["no configuration nosuch.yaml"]),
@@ -179,6 +192,21 @@ def test_unknown_problems(call, prior, tmp_path):
     assert failed(call("solve", "--problem", tmp_path / "x.yaml", *rest), 2, "no problem file")
     (tmp_path / "x.yaml").write_text("description: A line.\nshape: [3, 32]\noperator: {}\nnoise: {}\n")
     assert failed(call("solve", "--problem", tmp_path / "x.yaml", *rest), 1, "x.yaml, line 2", "'shape'")
+    assert call("problems", "show", tmp_path / "x.yaml")[0] == 0
+
+
+def test_one_lookup_of_problems(call, prior, tmp_path):
+    for name in ("cifar10/denoise", "nowhere.yaml", tmp_path):
+        solved = call("solve", "--problem", name, *SAMPLE, "--prior", prior)
+        assert solved == call("problems", "show", name)
+        assert failed(solved, 2, "there is no problem")
+
+
+def test_a_broken_file_is_no_bad_usage_even_if_it_came_with_emprior(call, prior, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("description: A line.\n")
+    monkeypatch.setattr("emprior.problem.problems_dir", lambda: tmp_path)
+    assert failed(call("solve", "--problem", "mine", *SAMPLE, "--prior", prior), 1, "mine.yaml, line 1", "lacks")
+    assert call("problems", "list") == (0, "mine  A line.\n", "")
 
 
 def test_devices(call, prior):
@@ -284,12 +312,14 @@ def test_unreadable_inputs(call, prior, tmp_path):
     assert failed(call(*DENOISING, "--input", tmp_path, "--prior", prior), 1, "is a folder")
 
 
-def test_a_folder_of_something_else_is_left_alone(call, prior, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("name", ["thesis.tex", "result.json"])
+def test_a_folder_of_something_else_is_left_alone(call, prior, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("emprior.solve", lambda *_, **__: pytest.fail("solved in vain"))
+    (tmp_path / name).write_text('"years of work"')
     outcome = call(*DENOISING, *SAMPLE, "--prior", prior, *QUICK, "--out", tmp_path)
-    assert failed(outcome, 2, "already holds something")
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    outcome = call(*DENOISING, *SAMPLE, "--prior", prior, *QUICK, "--out", tmp_path / "thesis.tex")
+    assert failed(outcome, 2, f"--out: {tmp_path} already holds something", "empty folder")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    outcome = call(*DENOISING, *SAMPLE, "--prior", prior, *QUICK, "--out", tmp_path / name)
     assert failed(outcome, 2, "already holds something")
 
 

@@ -12,6 +12,12 @@ def pixels(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
+@pytest.mark.parametrize("height", [1, 3])
+def test_a_low_picture_keeps_its_axes(tmp_path, height):
+    Image.fromarray(np.zeros((height, 20, 3), np.uint8)).save(tmp_path / "low.png")
+    assert read_image(tmp_path / "low.png").shape == (3, height, 20)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_round_trip(tmp_path, channels):
     x = torch.from_numpy(pixels(channels, 6, 9)).float() / 255

@@ -8,6 +8,8 @@ import scipy.sparse
 import torch
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
+import emprior
+from emprior.fidelity import GaussianFidelity
 from emprior.operators import as_operator, cast, noise_level, observed, resolve_sigma
 
 SHAPE = (3, 4, 5)
@@ -50,6 +52,30 @@ def test_matrices_are_differentiable(kind):
     assert torch.autograd.gradcheck(operator.A, x)
     assert torch.autograd.gradgradcheck(lambda x: operator.A(x) ** 2, x)
     assert torch.autograd.gradcheck(operator.A_adjoint, normal(2, ROWS, seed=2).requires_grad_())
+
+
+OWN = {
+    "deepinv's blur": (
+        lambda: deepinv.physics.BlurFFT((3, 8, 8), deepinv.physics.functional.gaussian_blur(2.0)),
+        (3, 8, 8),
+    ),
+    "no closed form": (lambda: as_operator(scipy.sparse.csr_matrix(MATRIX.numpy()), SHAPE), SHAPE),
+}
+PROBLEMS = {
+    name: (lambda name=name: emprior.load_problem(name).operator, (3, 32, 32)) for name in emprior.list_problems()
+}
+
+
+@pytest.mark.parametrize("name", OWN | PROBLEMS)
+def test_the_proximal_step_keeps_single_precision(name):
+    """However small the noise and large the step, in what the operator sees and in what it does not."""
+    make, shape = (OWN | PROBLEMS)[name]
+    operator, x = make(), normal(2, *shape, dtype=torch.float32, seed=1)
+    y = operator.A(normal(2, *shape, dtype=torch.float32, seed=2))
+    operator.noise_model = deepinv.physics.GaussianNoise(1e-3)
+    single = GaussianFidelity(operator, y).prox(x, 18.0)
+    double = GaussianFidelity(operator, y.double()).prox(x.double(), 18.0)
+    assert (single - double).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("rows", [ROWS, 90])

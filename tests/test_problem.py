@@ -9,7 +9,7 @@ import torch
 from emprior import _paths
 from emprior._paths import cache_dir, pretrained_dir, problems_dir
 from emprior.operators import cast, noise_level
-from emprior.problem import list_problems, load_problem
+from emprior.problem import find_problem, list_problems, load_problem
 
 NAMES = list_problems()
 
@@ -249,6 +249,15 @@ def test_unknown_problems_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no problem file .*denoising.yaml.*Did you mean 'cifar10/denoising'"):
         load_problem(tmp_path / "denoising.yaml")
     assert load_problem(write(tmp_path, GOOD)).name == "test"
+
+
+def test_problems_are_found_even_if_their_files_are_wrong(tmp_path):
+    assert find_problem("cifar10/denoising") == problems_dir() / "cifar10/denoising.yaml"
+    broken = write(tmp_path, "nonsense")
+    assert find_problem(str(broken)) == find_problem(broken) == broken
+    for name in ("cifar10", "cifar10/denoising.yaml", str(tmp_path), str(tmp_path / "other.yml")):
+        with pytest.raises(ValueError, match=r"there is no problem .*The choices are: cifar10/box_inpainting"):
+            find_problem(name)
 
 
 def test_folders_are_found_in_a_checkout_and_in_a_wheel(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import emprior.result
-from emprior.result import Diagnostics, Result, Status
+from emprior.result import Diagnostics, Result, Status, check_replaceable
 
 CONFIG = {
     "method": "mala",
@@ -151,19 +151,41 @@ def test_an_empty_folder_and_a_link_are_filled(tmp_path):
     assert_same(Result.load(tmp_path / "real"), make())
 
 
-@pytest.mark.parametrize("name", ["photo.png", "result.json"])
-def test_a_folder_of_other_things_is_left_alone(tmp_path, name):
+@pytest.mark.parametrize("use", [make().save, check_replaceable])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("photo.png", "{}"),
+        ("result.json", "{}"),
+        ("result.json", "[1]"),
+        ("result.json", "not JSON"),
+        ("result.json", '{"format": "another program\'s"}'),
+        ("result.json", '{"format": 1}'),
+    ],
+)
+def test_a_folder_of_other_things_is_left_alone(tmp_path, use, name, text):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / name).write_text("{}")
+    (tmp_path / "run" / name).write_text(text)
     with pytest.raises(FileExistsError, match=r"left alone\. Give a new or an empty folder"):
-        make().save(tmp_path / "run")
-    assert [file.name for file in (tmp_path / "run").iterdir()] == [name]
+        use(tmp_path / "run")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [(name, text)]
+
+
+def test_what_can_be_replaced(tmp_path):
+    check_replaceable(tmp_path / "new/folder")
+    check_replaceable(tmp_path)
+    make().save(tmp_path / "run")
+    check_replaceable(str(tmp_path / "run"))
+    edit(format="emprior result 0")(tmp_path / "run")
+    check_replaceable(tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_file_is_left_alone(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(FileExistsError, match="not a saved result"):
-        make().save(tmp_path / "run")
+    for use in (make().save, check_replaceable):
+        with pytest.raises(FileExistsError, match="not a saved result"):
+            use(tmp_path / "run")
     assert (tmp_path / "run").read_text() == "mine"
 
 

@@ -151,6 +151,67 @@ def test_operators_of_deepinv(name):
     assert (result.estimate - prior.posterior(operator, y, 0.05).mean).abs().max() < 1e-4
 
 
+def test_map_descends_from_x0(denoising, y, rgb):
+    result = emprior.solve(denoising, y, rgb, x0=torch.ones_like(y), samples=2, steps=1)
+    assert (result.samples - 1).abs().mean(dim=(1, 2, 3, 4))[0] < 0.06 < (result.samples[1] - 1).abs().mean()
+    exact = emprior.solve(denoising, y, rgb, steps=200).estimate
+    assert (emprior.solve(denoising, y, rgb, x0=torch.ones_like(y), steps=200).estimate - exact).abs().max() < 1e-4
+
+
+def test_images_too_small_for_the_network_are_refused():
+    import deepinv as dinv
+
+    operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    with pytest.raises(ValueError, match="matching size"):
+        emprior.solve(operator, torch.rand(1, 3, 4, 4), x0=None)
+    assert emprior.solve(operator, torch.rand(1, 3, 5, 7), steps=2).estimate.shape == (1, 3, 5, 7)
+
+
+def test_steps_are_all_there_are(denoising, y, rgb):
+    for steps in (1, 2, 5, 30):
+        count = []
+        emprior.solve(denoising, y, rgb, steps=steps, callback=lambda index, rows, count=count: count.append(index))
+        assert len(count) <= steps
+
+
+def test_one_sample_has_no_deviation(denoising, y, rgb):
+    result = emprior.solve(denoising, y, rgb, method="mala", steps=1)
+    assert result.std is None
+    assert result.estimate.isfinite().all()
+
+
+def test_a_matrix_takes_its_shape_from_x0():
+    prior = load_prior("cifar10")
+    operator = torch.eye(432)[:20]
+    result = emprior.solve(operator, torch.rand(1, 20), prior, sigma=0.1, x0=torch.rand(1, 3, 12, 12), steps=2)
+    assert result.estimate.shape == (1, 3, 12, 12)
+
+
+def test_nonlinear_ula_is_refused_before_any_work(y, rgb):
+    import deepinv as dinv
+
+    operator = dinv.physics.Physics(A=lambda x, **_: x**2, noise_model=dinv.physics.GaussianNoise(0.1))
+    with pytest.raises(ValueError, match="Use method='mala'"):
+        emprior.solve(operator, y, rgb, method="ula", callback=lambda *_: pytest.fail("worked"))
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        ({"mapp": {}}, "unknown method 'mapp'.*Did you mean 'map'"),
+        ({"map": 5}, "solver.map is 5"),
+        ({"map": {"step": 5}}, "unknown setting 'step'.*Did you mean 'steps'"),
+        ({"map": {"steps": "37"}}, "solver.map.steps is '37', expected a positive whole number"),
+        ({"flow": {"fresh": False}}, "unknown setting 'fresh'"),
+    ],
+)
+def test_settings_of_a_card_are_checked(denoising, y, solver, message):
+    prior = GaussianPrior(torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 0.05))
+    prior.settings = solver
+    with pytest.raises(ValueError, match=message):
+        emprior.solve(denoising, y, prior)
+
+
 def test_gradients_do_not_pass_through(denoising, y, rgb):
     result = emprior.solve(denoising, y.clone().requires_grad_(), rgb, method="flow", steps=30)
     assert not result.estimate.requires_grad
@@ -182,6 +243,8 @@ BAD = {
     ),
     "interaction kind": (lambda y: y, {"interaction": 1.0, "samples": 2, "method": "mala"}, r"emprior\.Interaction"),
     "x0": (lambda y: y, {"x0": torch.zeros(1, 3, 8, 8)}, r"x0 holds 1 images, but y holds 2"),
+    "x0 shape": (lambda y: y, {"x0": torch.zeros(2, 3, 6, 6)}, r"x0 holds images of shape \(3, 6, 6\).*leave out x0"),
+    "x0 of a continuation": (lambda y: y, {"x0": torch.zeros(2, 3, 8, 8), "method": "continuation"}, r"forget x0"),
     "x0 kind": (lambda y: y, {"x0": [0.0]}, r"x0 is list"),
     "x0 value": (lambda y: y, {"x0": torch.full((2, 3, 8, 8), torch.nan)}, r"x0 holds values that are NaN"),
     "complex": (lambda y: y + 0j, {}, r"y is complex"),

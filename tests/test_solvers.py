@@ -11,7 +11,6 @@ from conftest import make_operator
 
 import emprior
 from emprior._noise import Noise
-from emprior._solve import WARM_UP
 from emprior.energy import Energy, Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
@@ -34,7 +33,7 @@ class Quadratic(Energy):
 
 def chain_means(operator, y, prior, method, steps, seed=0):
     """Means over time of each chain, from the callback, and the result."""
-    burn_in = METHODS[method].stages(Settings(steps))[0].burn_in + WARM_UP
+    burn_in = sum(stage.burn_in for stage in METHODS[method].stages(Settings(steps, Annealing().steps)))
     sums, count = 0, 0
 
     def add(index, rows):
@@ -141,6 +140,39 @@ def test_annealing_has_its_exact_law(case, field):
     std = law.diagonal().sqrt()
     assert ((end.mean(0) - mean) / std * chains**0.5).abs().max() < 4.5
     assert (end.std(0) / std - 1).abs().max() < 4.5 / (2 * chains) ** 0.5
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_continuation_has_its_exact_law(case, field, draws):
+    r"""With a linear denoiser `D(v) = m + G (v - m)`, draws that sum to zero leave no noise at all; one draw does."""
+    operator, y, _ = case
+    chains, levels, d, weight = 800, 8, 64, 2.0
+    eye = torch.eye(d, dtype=torch.float64)
+    fidelity = GaussianFidelity(operator, y[:1])
+    H = fidelity.curve(eye.reshape(d, 1, 8, 8)).reshape(d, d)
+    b = -fidelity.value_and_grad(torch.zeros(1, 1, 8, 8, dtype=torch.float64))[1].flatten()
+    C, m = field.covariance_matrix(), field.mean.flatten()
+    mean, law = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    for k in range(levels):
+        sigma = 0.1 ** (k / (levels - 1))
+        r = 0.7 * sigma**2 / weight
+        G = C @ torch.linalg.inv(C + sigma**2 * eye)
+        S = torch.linalg.inv(eye / r + H)
+        law = S @ (G @ (law + (draws == 1) * sigma**2 * eye) @ G.mT / r**2) @ S
+        mean = S @ ((m + G @ (mean - m)) / r + b)
+    noise = Noise([(0, i) for i in range(chains)], dtype=torch.float64)
+    x = torch.zeros(chains, 1, 8, 8, dtype=torch.float64)
+    stage = Stage(Continuation(levels, start=1.0, stop=0.1, trust=0.7, draws=draws), levels)
+    end = run([stage], Posterior(fidelity, field, weight), x, noise, 1).x.flatten(1)
+    std = law.diagonal().sqrt()
+    assert ((end.mean(0) - mean).abs() <= 4.5 * std / chains**0.5 + 1e-9).all()
+    assert ((end.std(0) - std).abs() <= 4.5 * std / (2 * chains) ** 0.5 + 1e-9).all()
+
+
+def test_draws_of_a_continuation_are_white_and_sum_to_zero():
+    n = Continuation(draws=3)._balanced(Noise([(0, i) for i in range(400)]), torch.zeros(400, 1, 8, 8))
+    assert n.sum(0).abs().max() < 1e-5
+    assert (n.flatten(1).var(1) - 1).abs().max() < 5 * (2 / n[0].numel()) ** 0.5
 
 
 def test_descent_never_raises_the_energy(field):
@@ -292,7 +324,7 @@ def test_an_interrupt_returns_what_there_is(case, field):
 
 
 def test_solvers_that_need_a_posterior_say_so():
-    with pytest.raises(TypeError, match="needs a Posterior"):
+    with pytest.raises(TypeError, match="needs a data term and a prior"):
         Continuation().init(Quadratic(1.0), torch.zeros(1, 1, 2, 2), Noise([(0, 0)]))
     with pytest.raises(TypeError, match="needs a Prior"):
         Flow().init(Quadratic(1.0), torch.zeros(1, 1, 2, 2), Noise([(0, 0)]))

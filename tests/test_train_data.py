@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from emprior.io import read_image
 from emprior.train.data import load_images
 
 
@@ -69,9 +70,24 @@ def test_folder_of_colour(tmp_path):
     images = load_images(tmp_path, 8)
     np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), first)
     np.testing.assert_array_equal(images[1].permute(1, 2, 0).numpy(), second[:, 2:10])
-    halves = load_images(tmp_path, 4)[0].float()
-    expected = torch.from_numpy(first).float().permute(2, 0, 1).unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4))
-    assert (halves - expected).abs().max() <= 1
+    halves = load_images(tmp_path, 4)
+    for image, path in zip(halves, (tmp_path / "a" / "0.png", tmp_path / "b.PNG"), strict=True):
+        assert torch.equal(image, (255 * read_image(path, size=4)).round().byte())
+
+
+def test_transparent_pixels_are_laid_on_white(tmp_path):
+    rgba = pixels(8, 8, 4)
+    rgba[..., 3] = 255 * (np.arange(8) < 4)
+    save(tmp_path / "rgba.png", rgba)
+    image = load_images(tmp_path, 8)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(image[:, :4], rgba[:, :4, :3])
+    assert (image[:, 4:] == 255).all()
+
+
+def test_sixteen_bits_are_rounded_to_eight(tmp_path):
+    array = np.random.default_rng(0).integers(0, 2**16, (8, 8), dtype=np.uint16)
+    save(tmp_path / "deep.png", array)
+    np.testing.assert_array_equal(load_images(tmp_path, 8)[0, 0].numpy(), np.round(array / 257))
 
 
 def test_folder_of_gray(tmp_path):
@@ -85,14 +101,15 @@ def test_folder_of_gray(tmp_path):
 def test_unreadable_images_are_named(tmp_path):
     save(tmp_path / "good.png", pixels(8, 8))
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text.png cannot be read as an image.*Remove it"):
+    with pytest.raises(ValueError, match=r"cannot read .*text.png as an image.*or remove it from the folder"):
         load_images(tmp_path, 8)
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "text.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"text.png cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"cannot read .*text.png as an image"):
         load_images(tmp_path, 8)
-    save(tmp_path / "text.png", pixels(8, 8).astype(np.uint16) * 256)
-    with pytest.raises(ValueError, match=r"text.png .* not 8-bit"):
+    (tmp_path / "text.png").unlink()
+    save(tmp_path / "large.tif", np.full((8, 8), 2.0, np.float32))
+    with pytest.raises(ValueError, match=r"large.tif holds values from 2 to 2.*or remove it from the folder"):
         load_images(tmp_path, 8)
 
 

@@ -161,7 +161,16 @@ def test_figures_of_a_known_energy():
     variance = 0.02 / 3.92
     assert figures["pixel_std"][-1] == pytest.approx(variance**0.5 / 2, rel=0.05)
     assert figures["energy"][-1] == pytest.approx(2 * 64 * variance, rel=0.1)
-    assert denoising_psnr(prior, images, 0.1) == denoising_psnr(prior, images, 0.1)
+
+
+def test_denoising_of_a_known_energy():
+    r"""At sigma = 0.1, s = 1/6 and k = 5/6: the estimate of V = 2 |z|^2 is g z, with g = k (1 - 4 s) = 5/18."""
+    prior = NetworkPrior(Quadratic(), (1, 32, 32), Interpolant(), epsilon=0.02)
+    contrast = torch.linspace(0, 0.5, 300).reshape(-1, 1, 1, 1)
+    x = contrast * (torch.rand(300, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5)
+    g = 5 / 18
+    error = (1 - g) ** 2 * x.square().flatten(1).mean(1) + (g * 0.1) ** 2
+    assert denoising_psnr(prior, x + 0.5, 0.1) == pytest.approx(float((-10 * error.log10()).mean()), abs=0.02)
 
 
 SCRIPT = """

@@ -81,12 +81,15 @@ def test_the_average_has_no_history(tmp_path):
     assert all(p.is_leaf and not p.requires_grad and p.grad_fn is None for p in trainer.average.parameters())
 
 
-def test_the_average_is_exponential(tmp_path):
-    trainer = make(tmp_path)
+@pytest.mark.parametrize("emas", [(0.999, 0.999), (0.05, 0.2)])
+def test_the_average_is_exponential(tmp_path, emas):
+    phases = (replace(phase, ema=ema) for phase, ema in zip((CONFIG.transport, CONFIG.contrast), emas, strict=True))
+    trainer = make(tmp_path, replace(CONFIG, transport=next(phases), contrast=next(phases)))
     expected = next(trainer.average.parameters()).clone()
-    for step in range(3):
+    for step in range(6):
         trainer.iterate()
-        expected.lerp_(next(trainer.network.parameters()).detach(), 1 - (1 + step) / (10 + step))
+        decay = min(emas[step >= CONFIG.transport.steps], (1 + step) / (10 + step))
+        expected.lerp_(next(trainer.network.parameters()).detach(), 1 - decay)
     torch.testing.assert_close(next(trainer.average.parameters()).data, expected)
 
 
@@ -211,6 +214,27 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path):
         make(tmp_path, data=images(channels=3)).resume()
     longer = make(tmp_path, replace(CONFIG, contrast=replace(CONFIG.contrast, steps=6)))
     assert longer.resume()
+
+
+def test_a_replay_buffer_of_another_size_is_refused(tmp_path):
+    stop_at(make(tmp_path), 6)
+    more = replace(CONFIG, contrast=replace(CONFIG.contrast, chains=64))
+    with pytest.raises(ValueError, match=r"12 chains.*cannot become 64.*--set contrast\.chains=12,.*--fresh"):
+        make(tmp_path, more).resume()
+    for unused in ({"steps": 2}, {"negatives": "fresh"}):
+        assert make(tmp_path, replace(more, contrast=replace(more.contrast, **unused))).resume()
+
+
+@pytest.mark.parametrize("facts", [True, False])
+def test_a_replay_buffer_without_origins_is_refused(tmp_path, facts):
+    stop_at(make(tmp_path), 6)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["chains"] = state["chains"][:, 0].clone()
+    if not facts:
+        del state["facts"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"\[12, 1, 8, 8\], expected \[12, 2, 1, 8, 8\].*--fresh"):
+        make(tmp_path).resume()
 
 
 def test_a_transport_can_be_ended_early_only_where_it_stands(tmp_path):

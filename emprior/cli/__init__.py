@@ -1,7 +1,8 @@
 r"""The command line, `emprior COMMAND ...`, also as `python -m emprior COMMAND ...`.
 
-It exits with 0 if all went well, 1 if the work failed, 2 if what was asked for is wrong or does not exist, and
-130 if it was interrupted. An error is one paragraph on the standard error; `EMPRIOR_DEBUG=1` shows where it arose.
+It exits with 0 if all went well, 1 if the work failed or a file is broken, 2 if what was asked for is wrong or does
+not exist, and 130 if it was interrupted. Steps that ran out before the convergence test was met are no failure: 0,
+with a notice. An error is one paragraph on the standard error; `EMPRIOR_DEBUG=1` shows where it arose.
 """
 
 from __future__ import annotations

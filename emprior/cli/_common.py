@@ -77,14 +77,30 @@ def check_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def as_usage(option: str = "") -> Iterator[None]:
+    r"""Turns what a block refuses into a :class:`UsageError`, which may begin with the option that is to blame."""
+    try:
+        yield
+    except (ValueError, FileExistsError) as error:
+        raise UsageError(f"{option}: {error}" if option else str(error)) from error
+
+
 def check_prior(name: str) -> str:
     r"""Returns the name or folder of a prior, if there is such a prior."""
     from emprior.hub import find_prior
 
-    try:
+    with as_usage():
         find_prior(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return name
+
+
+def check_problem(name: str) -> str:
+    r"""Returns the name or file of a problem, if there is such a problem; the file may be wrong."""
+    from emprior.problem import find_problem
+
+    with as_usage():
+        find_problem(name)
     return name
 
 

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     actions = parser.add_subparsers(metavar="list|show|verify", required=True)
     listing = "emprior priors list\nEMPRIOR_CACHE=~/priors emprior priors list"
     add_command(actions, "list", show_all, "list the bundled and cached priors", listing)
-    card = "emprior priors show cifar10\nemprior priors show runs/mine"
+    card = "emprior priors show cifar10\nemprior priors show runs/mine/prior"
     show = add_command(actions, "show", show_one, "print the card of a prior", card)
     show.add_argument("prior", metavar="NAME|DIR")
     verify = add_command(
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         "verify",
         verify_some,
         "check cards and weights against their digests, and evaluate each prior once",
-        "emprior priors verify\nemprior priors verify cifar10 runs/mine",
+        "emprior priors verify\nemprior priors verify cifar10 runs/mine/prior",
     )
     verify.add_argument("priors", nargs="*", metavar="NAME|DIR", help="by default all that are listed")
 

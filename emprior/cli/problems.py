@@ -3,10 +3,9 @@ r"""`emprior problems`: which there are, and what they say."""
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from emprior.cli._common import UsageError, add_command
+from emprior.cli._common import add_command, check_problem
 
 EXAMPLES = """
 emprior problems list
@@ -25,34 +24,20 @@ def add(commands: Any) -> None:
 
 
 def show_all(options: argparse.Namespace) -> int:
-    from emprior._paths import problems_dir
     from emprior._yaml import read_yaml
-    from emprior.problem import list_problems
+    from emprior.problem import find_problem, list_problems
 
     names = list_problems()
     width = max(map(len, names), default=0)
     for name in names:
-        print(f"{name:<{width}}  {read_yaml(problems_dir() / f'{name}.yaml').get('description', '')}")
+        print(f"{name:<{width}}  {read_yaml(find_problem(name)).get('description', '')}")
     return 0
 
 
 def show_one(options: argparse.Namespace) -> int:
-    path = problem_file(options.problem)
+    from emprior.problem import find_problem
+
+    path = find_problem(check_problem(options.problem))
     print(f"# {path}")
     print(path.read_text(encoding="utf-8").rstrip())
     return 0
-
-
-def problem_file(name: str) -> Path:
-    r"""Returns the file of a problem, by its name or path."""
-    from emprior._check import nearest
-    from emprior._paths import problems_dir
-    from emprior.problem import list_problems
-
-    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-        return Path(name)
-    if name in list_problems():
-        return problems_dir() / f"{name}.yaml"
-    raise UsageError(
-        f"there is no problem {name!r}. {nearest(name, list_problems())} Or pass the path of a .yaml file."
-    )

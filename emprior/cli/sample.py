@@ -18,7 +18,7 @@ from emprior.cli._common import (
 
 EXAMPLES = """
 emprior sample --prior cifar10 -n 64 --out grid.png
-emprior sample --prior runs/mine -n 1000 --seed 1 --steps 325 --out samples.npy
+emprior sample --prior runs/mine/prior -n 1000 --seed 1 --steps 325 --out samples.npy
 """
 
 

@@ -14,8 +14,10 @@ from emprior.cli._common import (
     add_command,
     add_device,
     as_json,
+    as_usage,
     check_device,
     check_prior,
+    check_problem,
     complain,
     is_terminal,
     positive_float,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 emprior solve --problem cifar10/inpainting --input skimage:astronaut --degrade --out astronaut
 emprior solve --problem cifar10/denoising --input noisy.png --method mala --samples 8 --out posterior
-emprior solve --problem my_scanner.yaml --input y.npy --prior runs/mine --json
+emprior solve --problem my_scanner.yaml --input y.npy --prior runs/mine/prior --json
 """
 
 
@@ -111,30 +113,27 @@ def measure(result: Result, truth: Tensor | None) -> dict[str, Any]:
 def _check(options: argparse.Namespace) -> None:
     r"""Finds what is wrong with the options before anything is computed."""
     from emprior._check import nearest
+    from emprior.result import check_replaceable
     from emprior.solvers import METHODS
 
     if options.method not in METHODS:
         raise UsageError(f"unknown method {options.method!r}. {nearest(options.method, METHODS)}")
+    method = METHODS[options.method]
+    if options.steps is not None:
+        with as_usage(f"--steps {options.steps}"):
+            method.stages(replace(method.settings, steps=options.steps))
+    check_problem(options.problem)
     _input.check_input(options.input, options.degrade)
     check_prior(options.prior)
-    out = options.out
-    if out is not None and out.exists() and not (out.is_dir() and _is_result_or_empty(out)):
-        raise UsageError(f"--out {out} already holds something that is no result. Give a new or an empty folder.")
-
-
-def _is_result_or_empty(folder: Path) -> bool:
-    return (folder / "result.json").is_file() or not any(folder.iterdir())
+    if options.out is not None:
+        with as_usage("--out"):
+            check_replaceable(options.out)
 
 
 def _problem(options: argparse.Namespace) -> Problem:
     from emprior.problem import load_problem
 
-    try:
-        problem = load_problem(options.problem)
-    except ValueError as error:
-        if Path(options.problem).suffix in (".yaml", ".yml") and Path(options.problem).is_file():
-            raise
-        raise UsageError(str(error)) from error
+    problem = load_problem(options.problem)
     if options.sigma is None:
         return problem
 

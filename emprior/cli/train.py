@@ -7,7 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emprior.cli._common import UsageError, add_command, add_device, as_json, check_device, check_file, is_terminal
+from emprior.cli._common import (
+    UsageError,
+    add_command,
+    add_device,
+    as_json,
+    as_usage,
+    check_device,
+    check_file,
+    is_terminal,
+)
 from emprior.cli._common import positive_float as seconds
 
 if TYPE_CHECKING:
@@ -24,7 +33,11 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "train", run, "train a prior, or go on training it", EXAMPLES)
     parser.add_argument("config", metavar="CONFIG.yaml", help="the settings")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="checkpoint, log and prior; a checkpoint is gone on from"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="checkpoint, log and DIR/prior, which --prior takes; a checkpoint is gone on from",
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings that override the file's"
@@ -66,7 +79,5 @@ def _config(options: argparse.Namespace) -> Config:
 
     path = check_file(options.config, "configuration")
     config = Config.load(path)
-    try:
+    with as_usage():
         return Config.load(path, options.set) if options.set else config
-    except ValueError as error:
-        raise UsageError(str(error)) from error

@@ -35,10 +35,11 @@ class InnerProductPotential(nn.Module):
     ) -> None:
         super().__init__()
         self.field = UNet(channels, channels * patch**2, patch, widths, blocks)
+        self.stride = self.field.stride
 
     def forward(self, x: Tensor) -> Tensor:
         r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
-        x = pad_to_multiple(x, self.field.stride)
+        x = pad_to_multiple(x, self.stride)
         return total(x * F.pixel_shuffle(self.field(x), self.field.patch))
 
 
@@ -63,10 +64,11 @@ class LocalPotential(nn.Module):
     ) -> None:
         super().__init__()
         self.field = UNet(channels, 2 * widths[0], patch, widths, blocks)
+        self.stride = self.field.stride
 
     def forward(self, x: Tensor) -> Tensor:
         r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
-        left, right = self.field(pad_to_multiple(x, self.field.stride)).chunk(2, dim=1)
+        left, right = self.field(pad_to_multiple(x, self.stride)).chunk(2, dim=1)
         return total(left * right)
 
 

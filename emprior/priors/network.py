@@ -45,11 +45,14 @@ class NetworkPrior(Prior):
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
         self.curvature = 4 * min(interpolant.stiffness, 1 / epsilon) / epsilon
         self.time_unit = epsilon / 4
-        self.settings = {"map": {"steps": 37, "tolerance": 0.1}}
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        r"""Whether `shape` has the channels of the training images; a fully convolutional network takes any size."""
-        return len(shape) == 3 and shape[0] == self.shape[0]
+        r"""Whether `shape` has the channels of the training images, and sides that the network can extend to its stride.
+
+        A fully convolutional network takes all other sizes.
+        """
+        stride = getattr(self.potential, "stride", 1)
+        return len(shape) == 3 and shape[0] == self.shape[0] and all(-side % stride < side for side in shape[1:])
 
     def forward(self, x: Image) -> PerImage:
         r"""Returns :math:`E(x)` `(B,)` for images `(B, C, H, W)` in `[0, 1]`."""

@@ -1,8 +1,10 @@
 r"""Methods under one loop. A new method is a class in a file of its own and a line in `METHODS`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from emprior._check import check_positive, nearest
 from emprior.solvers.annealing import Annealing
 from emprior.solvers.base import Info, Moments, Run, Solver, Stage, State, run
 from emprior.solvers.continuation import Continuation
@@ -28,6 +30,7 @@ __all__ = [
     "Stage",
     "State",
     "run",
+    "validated",
 ]
 
 
@@ -40,13 +43,13 @@ class Settings:
     r"""What a recipe can be told; a prior's card may carry settings that were validated with it.
 
     Arguments:
-        steps: Iterations in all, burn-in included.
-        levels: The most noise levels of a continuation.
-        start: Its first noise level.
-        stop: Its last.
-        trust: Its `trust`.
+        steps: Iterations in all, burn-in included; an annealed start is not counted.
+        levels: The most noise levels of a continuation, or those of an annealed start.
+        start: The first noise level.
+        stop: The last.
+        trust: The `trust` of a continuation or of an annealed start.
         tolerance: The relative gradient at which a descent stops.
-        fresh: Whether a flow starts from noise rather than where the rows are.
+        fresh: Whether the method makes its own start, rather than begin where the rows are.
     """
 
     steps: int
@@ -66,22 +69,24 @@ class Method:
         stages: Makes the stages.
         settings: The defaults.
         samples: Whether the last stage is a sampler.
-        warm: Whether it needs a point to start from, rather than making its own.
     """
 
     stages: Callable[[Settings], list[Stage]]
     settings: Settings
     samples: bool
-    warm: bool = False
 
 
 def _map(s: Settings) -> list[Stage]:
-    levels = max(1, min(s.levels, round(0.8 * s.steps)))
-    first = Stage(Continuation(levels, s.start, s.stop, s.trust), levels)
-    return [first, Stage(Descent(s.tolerance), max(1, s.steps - levels - 1))]
+    if not s.fresh:
+        return _descent(s)
+    levels = min(s.levels, max(1, round(0.8 * s.steps)))
+    first = replace(s, steps=levels)
+    return [*_continuation(first), *_descent(replace(s, steps=s.steps - levels))]
 
 
 def _continuation(s: Settings) -> list[Stage]:
+    if not s.fresh:
+        raise ValueError("a continuation starts from noise and would forget x0. Leave out x0, or use method='map'.")
     return [Stage(Continuation(s.steps, s.start, s.stop, s.trust), s.steps)]
 
 
@@ -89,13 +94,17 @@ def _descent(s: Settings) -> list[Stage]:
     return [Stage(Descent(s.tolerance), s.steps)]
 
 
+def _annealing(s: Settings) -> list[Stage]:
+    return [Stage(Annealing(s.levels, s.start, s.stop, s.trust), s.levels, burn_in=s.levels)] if s.fresh else []
+
+
 def _ula(s: Settings) -> list[Stage]:
-    return [Stage(ULA(), s.steps, burn_in=s.steps // 4)]
+    return [*_annealing(s), Stage(ULA(), s.steps, burn_in=s.steps // 4)]
 
 
 def _mala(s: Settings) -> list[Stage]:
     burn_in = s.steps // 4
-    return [Stage(MALA(adapt=burn_in), s.steps, burn_in)]
+    return [*_annealing(s), Stage(MALA(adapt=burn_in), s.steps, burn_in)]
 
 
 def _flow(s: Settings) -> list[Stage]:
@@ -108,11 +117,43 @@ def _flow(s: Settings) -> list[Stage]:
     return [Stage(Flow(step_size, fresh=s.fresh), s.steps, burn_in)]
 
 
+def _chain(steps: int) -> Settings:
+    start = Annealing()
+    return Settings(steps, start.steps, start.start, start.stop, start.trust)
+
+
 METHODS: dict[str, Method] = {
     "map": Method(_map, Settings(400), samples=False),
     "continuation": Method(_continuation, Settings(28), samples=False),
-    "descent": Method(_descent, Settings(400), samples=False, warm=True),
-    "ula": Method(_ula, Settings(2000), samples=True, warm=True),
-    "mala": Method(_mala, Settings(1000), samples=True, warm=True),
+    "descent": Method(_descent, Settings(400), samples=False),
+    "ula": Method(_ula, _chain(2000), samples=True),
+    "mala": Method(_mala, _chain(1000), samples=True),
     "flow": Method(_flow, Settings(FLOW), samples=True),
 }
+
+
+def validated(method: str, card: Mapping[str, Any]) -> Settings:
+    r"""Returns the settings of a method, those of a prior's card in place of the defaults.
+
+    Arguments:
+        method: The name of the method.
+        card: Settings by method, such as `{"map": {"steps": 40}}`.
+
+    Raises:
+        ValueError: The card names a method, a setting or a value that there is not.
+    """
+    for name, values in card.items():
+        if name not in METHODS:
+            raise ValueError(f"solver settings are for an unknown method {name!r}. {nearest(str(name), METHODS)}")
+        if not isinstance(values, Mapping):
+            raise ValueError(f"solver.{name} is {values!r}, expected settings such as {{steps: 40}}.")
+        for key, value in values.items():
+            _check_setting(name, key, value)
+    return replace(METHODS[method].settings, **card.get(method, {}))
+
+
+def _check_setting(method: str, key: str, value: object) -> None:
+    known = [name for name in Settings.__dataclass_fields__ if name != "fresh"]
+    if key not in known:
+        raise ValueError(f"solver.{method} holds an unknown setting {key!r}. {nearest(str(key), known)}")
+    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels"))

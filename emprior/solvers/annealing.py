@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from emprior._noise import Noise
 from emprior._types import Image
-from emprior.energy import Energy, Posterior
-from emprior.solvers.base import Info, Solver, State
+from emprior.energy import Energy
+from emprior.solvers.base import Info, Solver, State, as_posterior, falling
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,15 @@ class Annealing(Solver):
     samples = True
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
-        if not isinstance(energy, Posterior):
-            raise TypeError(f"Annealing needs a Posterior (a fidelity and a prior), got {type(energy).__name__}.")
-        return State(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), None)
+        as_posterior(energy, "Annealing")
+        return State.at(x)
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
-        assert isinstance(energy, Posterior)
-        fidelity, shape = energy.fidelity, state.x.shape[1:]
-        share = state.count / max(1, self.steps - 1)
-        sigma = self.start ** (1 - share) * self.stop**share
-        u = energy.prior.denoise(state.x + sigma * noise.normal(*shape), sigma)
-        r = self.trust * sigma**2 / energy.weight
+        posterior, shape = as_posterior(energy, "Annealing"), state.x.shape[1:]
+        fidelity, prior = posterior.fidelity, posterior.prior
+        sigma = falling(self.start, self.stop, state.count, self.steps)
+        u = prior.denoise(state.x + sigma * noise.normal(*shape), sigma)
+        r = self.trust * sigma**2 / posterior.weight
         if fidelity.linear:
             u = u + r**0.5 * noise.normal(*shape) + r * fidelity.whiten(noise.normal(*fidelity.measured))
         return State(fidelity.prox(u, r), state.count + 1, state.done, None), Info()

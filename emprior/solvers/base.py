@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
-from emprior.energy import Energy
+from emprior.energy import Energy, Posterior
 from emprior.result import Status
 
 logger = logging.getLogger("emprior")
@@ -40,6 +40,11 @@ class State:
     count: int
     done: Tensor
     value: PerImage | None
+
+    @staticmethod
+    def at(x: Image) -> State:
+        r"""Returns the start of a method that needs to know nothing but the rows."""
+        return State(x, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class Solver(ABC):
 
     tests = False
     """Whether `State.done` is a test of convergence, by which a run is judged."""
+
+    def check(self, energy: Energy) -> None:  # noqa: B027 - most methods take any energy
+        r"""Raises what is wrong with `energy` for this method, before any work is done."""
 
     @abstractmethod
     def init(self, energy: Energy, x: Image, noise: Noise) -> State:
@@ -115,10 +123,11 @@ class Moments:
             self.mean = self.mean + delta / self.count
             self.square = self.square + delta * (sample - self.mean)
 
-    def std(self) -> Tensor:
-        r"""Returns the standard deviation over samples, `(B, *shape)`."""
-        assert self.square is not None
-        return (self.square / max(1, self.count - 1)).clamp(min=0).sqrt()
+    def std(self) -> Tensor | None:
+        r"""Returns the standard deviation over samples, `(B, *shape)`, or None of fewer than two."""
+        if self.square is None or self.count < 2:
+            return None
+        return (self.square / (self.count - 1)).clamp(min=0).sqrt()
 
 
 @dataclass
@@ -219,7 +228,12 @@ def run(
         progress: Whether to show a bar.
         callback: Called with the iteration and the rows `(S, B, *shape)` after each iteration.
         records: About how many iterations the trace keeps.
+
+    Raises:
+        ValueError: A method cannot treat the energy.
     """
+    for stage in stages:
+        stage.solver.check(energy)
     out = Run(x, images, [Status.SAMPLED] * images, RUNAWAY * (1 + float(x.abs().max())))
     total = sum(stage.steps for stage in stages)
     start = time.perf_counter()
@@ -275,6 +289,26 @@ def _run_stage(
 def column(values: PerImage, x: Tensor) -> Tensor:
     r"""Reshapes one number per row so that it multiplies rows `x`."""
     return values.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def as_posterior(energy: Energy, method: str) -> Posterior:
+    r"""Returns `energy` as the data term and the prior that `method` treats apart.
+
+    Raises:
+        TypeError: It is not a `Posterior`.
+    """
+    if not isinstance(energy, Posterior):
+        raise TypeError(
+            f"{method} needs a data term and a prior, got {type(energy).__name__}. "
+            "Pass emprior.energy.Posterior(fidelity, prior)."
+        )
+    return energy
+
+
+def falling(start: float, stop: float, index: int, count: int) -> float:
+    r"""Returns the noise level `index` of `count`, falling geometrically from `start` to `stop`."""
+    share = index / max(1, count - 1)
+    return start ** (1 - share) * stop**share
 
 
 def dot(a: Tensor, b: Tensor) -> PerImage:

@@ -27,6 +27,16 @@ def largest_curvature(energy: Energy, x: Image, steps: int = 30) -> PerImage:
     return torch.zeros(len(x), dtype=x.dtype, device=x.device)
 
 
+def check_curvature(energy: Energy) -> None:
+    r"""Raises a ValueError if the largest curvature of `energy` is unknown, because its operator is not linear."""
+    fidelity = energy.fidelity if isinstance(energy, Posterior) else energy
+    if isinstance(fidelity, Fidelity) and not fidelity.linear:
+        raise ValueError(
+            "the curvature of a nonlinear operator is unknown, so the unadjusted Langevin algorithm has no safe step. "
+            "Use method='mala', which adapts its step, or run emprior.solvers.ULA(step_size=...) yourself."
+        )
+
+
 def prior_curvature(energy: Energy) -> float:
     r"""Returns the curvature of the terms that are not data terms, 1 if none is known."""
     if isinstance(energy, Posterior):
@@ -35,11 +45,7 @@ def prior_curvature(energy: Energy) -> float:
 
 
 def _power_iteration(fidelity: Fidelity, x: Image, steps: int) -> PerImage:
-    if not fidelity.linear:
-        raise ValueError(
-            "the curvature of a nonlinear operator is unknown, so the unadjusted Langevin algorithm has no safe step. "
-            "Use method='mala', which adapts its step, or give ULA a step_size."
-        )
+    check_curvature(fidelity)
     start = torch.randn(x.shape[1:], generator=generator("curvature"), dtype=torch.float64)
     v = start.to(x).expand_as(x)
     norm = dot(v, v).sqrt()

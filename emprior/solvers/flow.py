@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from emprior._noise import Noise
 from emprior._types import Image
 from emprior.energy import Energy, Posterior, Prior
@@ -45,7 +43,7 @@ class Flow(Solver):
         if not isinstance(prior, Prior):
             raise TypeError(f"Flow needs a Prior, or a Posterior of one, got {type(energy).__name__}.")
         start = prior.start(noise, tuple(x.shape[1:])) if self.fresh else x
-        return State(start.to(x), 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), None)
+        return State.at(start.to(x))
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         posterior = energy if isinstance(energy, Posterior) else None

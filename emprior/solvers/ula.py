@@ -10,7 +10,7 @@ from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Energy
 from emprior.solvers.base import Info, Solver, State, column
-from emprior.solvers.curvature import largest_curvature
+from emprior.solvers.curvature import check_curvature, largest_curvature
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class ULA(Solver):
 
     step_size: float | None = None
     samples = True
+
+    def check(self, energy: Energy) -> None:
+        if self.step_size is None:
+            check_curvature(energy)
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> ULAState:
         if self.step_size is None:

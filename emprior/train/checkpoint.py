@@ -17,7 +17,8 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
     r"""Reads the checkpoint of a folder and checks that it is one of this training.
 
     Raises:
-        ValueError: There is none, it cannot be read, or it was made with another network, density or schedule.
+        ValueError: There is none, it cannot be read, or it was made with another network, density, schedule or
+            replay buffer.
     """
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
@@ -48,7 +49,26 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
             f"{path} is at iteration {step} of the transport, beyond transport.steps={now}. "
             f"To end the phase here, use --set transport.steps={step}"
         )
+    if config.contrast.negatives == "replay" and step < config.transport.steps + config.contrast.steps:
+        _check_chains(path, state, config.contrast.chains)
     return state
+
+
+def _check_chains(path: Path, state: dict[str, Any], count: int) -> None:
+    if state["chains"] is None:
+        return
+    found = list(state["chains"].shape)
+    pairs = [2, *(image_shape(state) or [])]
+    if found[1:] != pairs:
+        raise ValueError(
+            f"{path} has a replay buffer of shape {found}, expected {[count, *pairs]}, chains beside their origins: "
+            "another version of emprior wrote it. Start anew with --fresh, or choose another --out folder."
+        )
+    if found[0] != count:
+        raise ValueError(
+            f"{path} has a replay buffer of {found[0]} chains, so contrast.chains cannot become {count}. "
+            f"Use --set contrast.chains={found[0]}, another --out folder, or start anew with --fresh."
+        )
 
 
 def image_shape(state: dict[str, Any]) -> list[int] | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
+
+from emprior.io import read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -16,9 +17,10 @@ def load_images(source: str | Path, size: int = 32, *, held_out: bool = False) -
     r"""Loads a data set whole, `(N, C, H, W)` uint8.
 
     Arguments:
-        source: A folder of images (searched through; each is cropped to its central square and
-            resized to `size`), a `.npy` stack `(N, H, W)` or `(N, H, W, C)` of uint8, or the root of a
-            torchvision data set (CIFAR-10, CIFAR-100, MNIST, FashionMNIST, SVHN).
+        source: A folder of images (searched through; each is read by :func:`emprior.io.read_image`,
+            cropped to its central square and resized to `size`), a `.npy` stack `(N, H, W)` or
+            `(N, H, W, C)` of uint8, or the root of a torchvision data set (CIFAR-10, CIFAR-100, MNIST,
+            FashionMNIST, SVHN).
         size: The side of folder images.
         held_out: Whether to take the test images of a torchvision data set; other sources have one set.
 
@@ -91,20 +93,14 @@ def _from_folder(folder: Path, size: int) -> Tensor:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise ValueError(f"{folder} holds no images. Known suffixes: {', '.join(sorted(SUFFIXES))}.")
-    stack = np.stack([_read_square(path, size) for path in paths])
-    gray = bool((stack == stack[..., :1]).all())
-    return _channels_first(np.ascontiguousarray(stack[..., : 1 if gray else 3]))
+    stack = torch.stack([_read_square(path, size) for path in paths])
+    gray = bool((stack == stack[:, :1]).all())
+    return stack[:, : 1 if gray else 3].contiguous()
 
 
-def _read_square(path: Path, size: int) -> np.ndarray:
+def _read_square(path: Path, size: int) -> Tensor:
     try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"its pixels are not 8-bit (mode {file.mode})")
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}. Remove it or save it again.") from error
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box))
+        image = read_image(path, size=size)
+    except ValueError as error:
+        raise ValueError(f"{error} Save it again, or remove it from the folder.") from error
+    return image.mul(255).round().byte().expand(3, -1, -1)

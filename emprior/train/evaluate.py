@@ -11,6 +11,7 @@ from torch import Tensor
 from emprior._noise import Noise, generator
 from emprior._types import PerImage
 from emprior.denoiser import NetworkDenoiser
+from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
@@ -21,7 +22,7 @@ def denoising_psnr(prior: NetworkPrior | NetworkDenoiser, images: Tensor, sigma:
     random = generator(seed, "denoising")
     noisy = images + sigma * torch.randn(images.shape, generator=random).to(images)
     clean = torch.cat([prior.denoise(part, sigma) for part in noisy.split(256)])
-    return float((-10 * (clean - images).square().flatten(1).mean(1).log10()).mean())
+    return float(psnr(clean, images).mean())
 
 
 def drift(prior: NetworkPrior, images: Tensor) -> PerImage:
@@ -65,8 +66,8 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
 
 def denoising_figures(denoiser: NetworkPrior | NetworkDenoiser, images: Tensor) -> dict[str, Any]:
     r"""Returns the number of held-out images and the mean PSNR of denoising them at each of `LEVELS`."""
-    psnr = {str(s): round(denoising_psnr(denoiser, images, s), 2) for s in LEVELS}
-    return {"images": len(images), "denoising_psnr": psnr}
+    levels = {str(s): round(denoising_psnr(denoiser, images, s), 2) for s in LEVELS}
+    return {"images": len(images), "denoising_psnr": levels}
 
 
 def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_steps: int = 300) -> dict[str, Any]:
