@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -94,9 +96,18 @@ def check_start(x0: object, images: int) -> Tensor:
     return x0.detach()
 
 
-def check_positive(name: str, value: object, whole: bool = False) -> None:
-    r"""Raises a ValueError unless `value` is a positive number (a positive whole number if `whole`)."""
-    kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):  # type: ignore[operator]
+@overload
+def check_positive(name: str, value: object, whole: Literal[True]) -> int: ...
+@overload
+def check_positive(name: str, value: object, whole: bool = False) -> int | float: ...
+def check_positive(name: str, value: object, whole: bool = False) -> int | float:
+    r"""Returns `value` as a `float` (an `int` if `whole`), NumPy's numbers included.
+
+    Raises:
+        ValueError: It is not a positive, finite number, or not a whole one.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+    if not 0 < number < float("inf") or (whole and not isinstance(value, Integral)):
         what = "a positive whole number" if whole else "a positive number"
         raise ValueError(f"{name} is {value!r}, expected {what}. Try {name}={1 if whole else 1.0}.")
+    return int(number) if whole else number

@@ -269,6 +269,17 @@ def test_arguments_are_not_shared():
     assert prior(torch.ones(1, *SHAPE)).item() == SIZE / 2
 
 
+@pytest.mark.parametrize("order", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_priors_of_one_covariance_do_not_share_it(order):
+    covariance, mean = make("stationary").covariance.float(), rand(*SHAPE, seed=3)
+    priors = {dtype: GaussianPrior(mean.to(dtype), covariance) for dtype in order}
+    assert covariance.values.dtype == torch.float32
+    x = rand(2, *SHAPE, seed=5)
+    for dtype, prior in priors.items():
+        assert prior(x.to(dtype)).dtype == prior.covariance.values.dtype == dtype
+        torch.testing.assert_close(prior(x.to(dtype)).double(), make("stationary")(x), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize(
     ("covariance", "message"),
     [

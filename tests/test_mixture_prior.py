@@ -268,6 +268,16 @@ def test_types_follow_the_prior_and_the_measurements(prior):
     torch.testing.assert_close(prior(x).double(), double, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("order", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_priors_of_one_covariance_do_not_share_it(order):
+    covariances = make("low_rank").covariances.float()
+    priors = {dtype: GaussianMixturePrior(WEIGHTS, MEANS.to(dtype), covariances) for dtype in order}
+    assert {buffer.dtype for buffer in covariances.buffers()} == {torch.float32}
+    for dtype, prior in priors.items():
+        assert prior(MEANS.to(dtype)).dtype == prior.covariances.values.dtype == dtype
+        torch.testing.assert_close(prior(MEANS.to(dtype)).double(), make("low_rank")(MEANS), rtol=1e-3, atol=0)
+
+
 def test_low_rank_never_forms_a_square_matrix():
     size = 50_000
     prior = GaussianMixturePrior.low_rank(

@@ -55,10 +55,7 @@ def test_matrices_are_differentiable(kind):
 
 
 OWN = {
-    "deepinv's blur": (
-        lambda: deepinv.physics.BlurFFT((3, 8, 8), deepinv.physics.functional.gaussian_blur(2.0)),
-        (3, 8, 8),
-    ),
+    "deepinv's blur": (lambda: deepinv.physics.BlurFFT((3, 8, 8), torch.ones(1, 1, 5, 5) / 25), (3, 8, 8)),
     "no closed form": (lambda: as_operator(scipy.sparse.csr_matrix(MATRIX.numpy()), SHAPE), SHAPE),
 }
 PROBLEMS = {

@@ -2,6 +2,7 @@ r"""Gaussian priors, with their exact posteriors under linear operators."""
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,8 @@ class GaussianPrior(Prior):
         check_finite(mean, "the mean")
         if isinstance(covariance, Tensor):
             covariance = tabulated(covariance[None], self.shape)
+        else:
+            covariance = copy.deepcopy(covariance)
         dtype = torch.promote_types(mean.dtype, covariance.values.dtype)
         if covariance.values.shape[0] != 1 or covariance.size != mean.numel():
             raise ValueError(

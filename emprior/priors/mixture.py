@@ -2,6 +2,7 @@ r"""Mixtures of Gaussians, with their exact posteriors under linear operators.""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -62,6 +63,8 @@ class GaussianMixturePrior(Prior):
         _check_weights(weights, means)
         if isinstance(covariances, Tensor):
             covariances = tabulated(covariances, self.shape)
+        else:
+            covariances = copy.deepcopy(covariances)
         if len(covariances.values) != len(means) or covariances.size != means[0].numel():
             raise ValueError(
                 f"there are {len(covariances.values)} covariances over {covariances.size} pixels, but {len(means)} "

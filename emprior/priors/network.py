@@ -47,10 +47,7 @@ class NetworkPrior(Prior):
         self.time_unit = epsilon / 4
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        r"""Whether `shape` has the channels of the training images, and sides that the network can extend to its stride.
-
-        A fully convolutional network takes all other sizes.
-        """
+        r"""Whether `shape` has the channels of the training images and sides that reflection extends to the stride."""
         stride = getattr(self.potential, "stride", 1)
         return len(shape) == 3 and shape[0] == self.shape[0] and all(-side % stride < side for side in shape[1:])
 
