@@ -165,7 +165,7 @@ def test_figures_of_a_known_energy():
 
 def test_denoising_of_a_known_energy():
     r"""At sigma = 0.1, s = 1/6 and k = 5/6: the estimate of V = 2 |z|^2 is g z, with g = k (1 - 4 s) = 5/18."""
-    prior = NetworkPrior(Quadratic(), (1, 32, 32), Interpolant(), epsilon=0.02)
+    prior = NetworkPrior(Quadratic(), (1, 32, 32), EnergyMatching(), epsilon=0.02)
     contrast = torch.linspace(0, 0.5, 300).reshape(-1, 1, 1, 1)
     x = contrast * (torch.rand(300, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5)
     g = 5 / 18

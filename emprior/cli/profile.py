@@ -3,6 +3,7 @@ r"""`emprior profile`: how fast this machine trains and evaluates gradients."""
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
 from emprior.cli._common import UsageError, add_command, add_device, as_json, check_device, check_file, positive_int
@@ -46,12 +47,11 @@ def run(options: argparse.Namespace) -> int:
     images = torch.randint(0, 256, (1024, *options.shape), dtype=torch.uint8)
     rows = measure(config, images, options.device, options.iterations)
     if options.json:
-        print(as_json({row.name: {"images_per_second": row.images_per_second, "flops": row.flops, "memory": row.memory}
-                       for row in rows}))  # fmt: skip
+        print(as_json({row.name: {k: v for k, v in asdict(row).items() if k != "name"} for row in rows}))
         return 0
     print(f"{'':40}{'images/s':>10}{'ratio':>8}{'of peak':>9}{'MiB':>8}")
     for row in rows:
-        share = f"{100 * row.flops:8.0f}%" if row.flops == row.flops else f"{'':9}"
+        share = "" if row.share is None else f"{100 * row.share:.0f} %"
         ratio = row.images_per_second / rows[1].images_per_second
-        print(f"{row.name:40}{row.images_per_second:10.1f}{ratio:8.2f}{share}{row.memory:8.0f}")
+        print(f"{row.name:40}{row.images_per_second:10.1f}{ratio:8.2f}{share:>9}{row.memory:8.0f}")
     return 0

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from emprior.train.config import Config
+from emprior.priors.network import NetworkPrior
+from emprior.train.config import Config, Contrast
 from emprior.train.model import MODELS
 from emprior.train.trainer import Trainer
 
 ENDLESS = 10**9
+
+STEP, GRADIENT = 6, 2
+"""Forward passes that a training step and a gradient amount to: a product of forward and inner gradient each,
+and two of each on the way back."""
 
 
 @dataclass(frozen=True)
@@ -27,32 +32,54 @@ class Speed:
     Arguments:
         name: What was run.
         images_per_second: Images, or gradients of images.
-        flops: Operations of convolutions and matrix products a second, as a share of `peak_flops`.
+        share: Operations of convolutions and matrix products a second, as a share of the measured peak; None where
+            they are not counted.
         memory: The most memory held until then, in MiB: of the GPU, or of the process.
     """
 
     name: str
     images_per_second: float
-    flops: float
+    share: float | None
     memory: float
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    r"""Measures the operations a second of a matrix product, the best of several."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / min(durations(lambda: a @ a, device, 5))
+class Meter:
+    r"""Times work, each repetition to its end.
 
+    Arguments:
+        device: Where the work is done.
+        batch: The images of one repetition.
+        dtype: The type whose peak the work is held against.
+    """
 
-def durations(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    r"""Returns the seconds that each repetition takes, after one that does not count."""
-    spent = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - start)
-    return spent[1:]
+    def __init__(self, device: torch.device, batch: int, dtype: torch.dtype) -> None:
+        self.device, self.batch = device, batch
+        self.peak = self._peak(dtype)
+
+    def read(self, name: str, work: Callable[[], object], repeats: int, flops: float | None = None) -> Speed:
+        r"""Returns the median speed of `work`, which does `flops` operations."""
+        spent = sorted(self._durations(work, repeats))[repeats // 2]
+        share = None if flops is None else flops / spent / self.peak
+        return Speed(name, self.batch / spent, share, self._memory())
+
+    def _peak(self, dtype: torch.dtype, size: int = 2048) -> float:
+        a = torch.randn(size, size, device=self.device).to(dtype)
+        return 2 * size**3 / min(self._durations(lambda: a @ a, 5))
+
+    def _durations(self, work: Callable[[], object], repeats: int) -> list[float]:
+        spent = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            spent.append(time.perf_counter() - start)
+        return spent[1:]
+
+    def _memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def profile_training(config: Config, images: Tensor, device: str = "cpu", iterations: int = 10) -> list[Speed]:
@@ -62,60 +89,64 @@ def profile_training(config: Config, images: Tensor, device: str = "cpu", iterat
         config: The settings.
         images: The data, `(N, C, H, W)` uint8.
         device: Where to train.
-        iterations: How many are timed; of the plain loop and of the contrast fewer.
+        iterations: How many are timed; of the plain loop and of the contrast a third, of fresh chains one.
     """
-    place, batch = torch.device(device), config.train.batch_size
-    peak = peak_flops(place, torch.bfloat16 if config.train.precision == "bf16" else torch.float32)
+    place = torch.device(device)
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    meter, few = Meter(place, config.train.batch_size, dtype), max(1, iterations // 3)
     plain = PlainLoop(config, images, place)
-    work = flops(plain.iterate)
-    few = max(2, iterations // 3)
-
-    def speed(name: str, iterate: Callable[[], object], repeats: int, share: bool = True) -> Speed:
-        spent = sorted(durations(iterate, place, repeats))[repeats // 2]
-        return Speed(name, batch / spent, work / spent / peak if share else float("nan"), memory(place))
-
+    work = STEP * plain.forward_flops()
     with tempfile.TemporaryDirectory() as out:
 
         def trainer(transport: int, contrast: Contrast) -> Trainer:
-            phases = {"transport": replace(config.transport, steps=transport), "contrast": contrast}
-            return Trainer(replace(config, **phases), images, out, device)
+            settings = replace(config, transport=replace(config.transport, steps=transport), contrast=contrast)
+            return Trainer(settings, images, out, device)
 
         ours = trainer(ENDLESS, replace(config.contrast, steps=0))
-        found = [speed("transport", ours.iterate, iterations), speed("plain transport", plain.iterate, few)]
-        if config.kind == "prior":
-            for negatives, steps, repeats in (("replay", config.contrast.langevin_steps, few), ("fresh", 200, 1)):
+        found = [meter.read("transport", ours.iterate, iterations, work)]
+        found += [meter.read("plain transport", plain.iterate, few, work)]
+        for negatives, steps, repeats in (("replay", config.contrast.langevin_steps, few), ("fresh", 200, 1)):
+            if config.kind == "prior":
                 contrast = replace(config.contrast, steps=ENDLESS, negatives=negatives, langevin_steps=steps)
                 name = f"contrast, {negatives} chains of {steps} steps"
-                found.append(speed(name, trainer(0, contrast).iterate, repeats, share=False))
+                found.append(meter.read(name, trainer(0, contrast).iterate, repeats))
     return found
 
 
 def profile_gradient(config: Config, images: Tensor, device: str = "cpu", iterations: int = 20) -> list[Speed]:
-    r"""Measures the prior's gradient, as solvers use it, beside a plain one and beside a forward pass."""
-    place, batch = torch.device(device), config.train.batch_size
-    model = MODELS[config.kind](config)
-    network = model.network(images.shape[1]).to(place)
-    x = (images[:batch].float() / 255).to(place)
-    prior = model.wrap(copy.deepcopy(network), tuple(images.shape[1:]))
-    peak = peak_flops(place, torch.float32)
+    r"""Measures the prior's gradient, as solvers use it, beside a plain one and a forward pass.
 
-    def plain() -> Tensor:
+    Arguments:
+        config: The settings, of an energy prior.
+        images: Images, `(N, C, H, W)` uint8.
+        device: Where to evaluate.
+        iterations: How many are timed.
+    """
+    place = torch.device(device)
+    meter = Meter(place, config.train.batch_size, torch.float32)
+    plain = PlainLoop(config, images, place)
+    x = plain.batch()
+    prior = plain.model.wrap(copy.deepcopy(plain.network), tuple(x.shape[1:]))
+    assert isinstance(prior, NetworkPrior)
+    forward = plain.forward_flops()
+
+    def gradient() -> Tensor:
         leaf = x.clone().requires_grad_()
-        return torch.autograd.grad(network(leaf).sum(), leaf)[0]
+        return torch.autograd.grad(plain.network(leaf).sum(), leaf)[0]
 
-    def forward() -> None:
-        with torch.no_grad():
-            prior(x)
+    @torch.no_grad()
+    def value() -> Tensor:
+        return plain.network(x)
 
-    found = []
-    for name, work in (("gradient", lambda: prior.value_and_grad(x)), ("plain gradient", plain), ("forward", forward)):
-        spent = sorted(durations(work, place, iterations))[iterations // 2]
-        found.append(Speed(name, batch / spent, flops(work) / spent / peak, memory(place)))
-    return found
+    return [
+        meter.read("gradient", lambda: prior.value_and_grad(x), iterations, GRADIENT * forward),
+        meter.read("plain gradient", gradient, iterations, GRADIENT * forward),
+        meter.read("forward pass", value, iterations, forward),
+    ]
 
 
 class PlainLoop:
-    r"""Transport written in the plainest way: float32, contiguous, eager, one parameter at a time.
+    r"""Transport written in the plainest way: float32, contiguous, eager, one image and one parameter at a time.
 
     Arguments:
         config: The settings, of which it takes the network, the path, the weights and the batch size.
@@ -131,12 +162,16 @@ class PlainLoop:
         self.loss = self.model.loss(self.network, None)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4, foreach=False)
 
-    def iterate(self) -> float:
+    def batch(self) -> Tensor:
+        r"""Draws images in `[-1, 1]`."""
         rows = torch.randint(len(self.images), (self.config.train.batch_size,))
-        x1 = torch.stack([self.images[row].to(self.device).float() / 127.5 - 1 for row in rows])
-        x0 = torch.randn_like(x1)
+        return torch.stack([self.images[row].to(self.device).float() / 127.5 - 1 for row in rows])
+
+    def iterate(self) -> float:
+        r"""Does one iteration and returns its loss."""
+        x1 = self.batch()
         s = torch.rand(len(x1), device=self.device).clamp(min=1e-4)
-        loss, _ = self.loss(x1, x0, s)
+        loss, _ = self.loss(x1, torch.randn_like(x1), s)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip, foreach=False)
@@ -146,17 +181,10 @@ class PlainLoop:
                 mean.lerp_(value, 0.001)
         return loss.item()
 
-
-def flops(work: Callable[[], object]) -> float:
-    r"""Counts the operations of convolutions and matrix products."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        work()
-    return float(counter.get_total_flops())
-
-
-def memory(device: torch.device) -> float:
-    r"""Returns the most memory held so far, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    def forward_flops(self) -> float:
+        r"""Counts the operations of convolutions and matrix products of one forward pass."""
+        x1 = self.batch()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            self.network(x1) if self.config.kind == "prior" else self.network(x1, torch.ones(len(x1)))
+        return float(counter.get_total_flops())
