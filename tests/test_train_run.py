@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -177,22 +178,53 @@ SCRIPT = """
 import sys, torch
 sys.modules["deepinv"] = sys.modules["matplotlib"] = None
 from emprior.train import Config, run_training
-config = Config.load(sys.argv[1], ["transport.steps=1000000", "train.sample_every=0"])
+config = Config.load(sys.argv[1], ["train.sample_every=0", *sys.argv[3:]])
 print(run_training(config, sys.argv[2])["stopped"])
 """
 
 
+def start(folder, out, *overrides):
+    (folder / "train.yaml").write_text(yaml.safe_dump(settings(folder).to_dict()))
+    command = [sys.executable, "-c", SCRIPT, str(folder / "train.yaml"), str(folder / out), *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 @pytest.mark.slow
-def test_a_killed_process_leaves_a_checkpoint(tmp_path):
+def test_a_terminated_process_leaves_a_checkpoint(tmp_path):
     r"""And none of it needs deepinv or matplotlib."""
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(settings(tmp_path).to_dict()))
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "train.yaml"), str(tmp_path / "out")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as run:
+    with start(tmp_path, "out", "transport.steps=1000000") as run:
         log = tmp_path / "out" / "log.jsonl"
         while not log.exists() and run.poll() is None:
             time.sleep(0.1)
         run.send_signal(signal.SIGTERM)
         assert run.communicate(timeout=60)[0].strip() == "SIGTERM"
     assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] >= 10
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_bit_for_bit(tmp_path):
+    overrides = ["transport.steps=300", "contrast.steps=60", "train.precision=fp32", "train.checkpoint_every=0.2"]
+    with start(tmp_path, "whole", *overrides) as run:
+        assert run.communicate(timeout=300)[0].strip() == "finished"
+    kills = 0
+    for _ in range(3):
+        with start(tmp_path, "cut", *overrides) as run:
+            seen = last_step(tmp_path / "cut")
+            while run.poll() is None and last_step(tmp_path / "cut") <= seen + 30:
+                time.sleep(0.05)
+            kills += run.poll() is None
+            run.kill()
+    assert kills
+    assert last_step(tmp_path / "cut") < 360
+    with start(tmp_path, "cut", *overrides) as run:
+        assert run.communicate(timeout=300)[0].strip() == "finished"
+    whole, cut = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "cut"))
+    for part in ("network", "average"):
+        assert all(torch.equal(value, cut[part][name]) for name, value in whole[part].items())
+    assert torch.equal(whole["chains"], cut["chains"])
+
+
+def last_step(folder):
+    path = folder / "log.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["iteration"] if lines else 0
