@@ -3,6 +3,7 @@ r"""How fast training and gradients are, beside the plainest way to write them, 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import resource
 import tempfile
 import time
@@ -85,6 +86,8 @@ class Meter:
 def profile_training(config: Config, images: Tensor, device: str = "cpu", iterations: int = 10) -> list[Speed]:
     r"""Measures iterations of the trainer, in both phases, beside a plain float32 loop over the same network.
 
+    If torchebm is installed, so is the plain loop with its transport loss.
+
     Arguments:
         config: The settings.
         images: The data, `(N, C, H, W)` uint8.
@@ -105,6 +108,8 @@ def profile_training(config: Config, images: Tensor, device: str = "cpu", iterat
         ours = trainer(ENDLESS, replace(config.contrast, steps=0))
         found = [meter.read("transport", ours.iterate, iterations, work)]
         found += [meter.read("plain transport", plain.iterate, few, work)]
+        if config.kind == "prior" and importlib.util.find_spec("torchebm"):
+            found.append(meter.read("torchebm's transport", plain.torchebm(), few, work))
         for negatives, steps, repeats in (("replay", config.contrast.langevin_steps, few), ("fresh", 200, 1)):
             if config.kind == "prior":
                 contrast = replace(config.contrast, steps=ENDLESS, negatives=negatives, langevin_steps=steps)
@@ -171,7 +176,10 @@ class PlainLoop:
         r"""Does one iteration and returns its loss."""
         x1 = self.batch()
         s = torch.rand(len(x1), device=self.device).clamp(min=1e-4)
-        loss, _ = self.loss(x1, torch.randn_like(x1), s)
+        return self.learn(self.loss(x1, torch.randn_like(x1), s)[0])
+
+    def learn(self, loss: Tensor) -> float:
+        r"""Takes the step that a loss asks for."""
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.clip, foreach=False)
@@ -180,6 +188,13 @@ class PlainLoop:
             for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(value, 0.001)
         return loss.item()
+
+    def torchebm(self) -> Callable[[], float]:
+        r"""Returns the iteration with torchebm's transport loss in place of ours."""
+        from torchebm.losses import EnergyMatchingLoss
+
+        loss = EnergyMatchingLoss(self.network, lambda_cd=0.0, device=self.device)
+        return lambda: self.learn(loss(self.batch()))
 
     def forward_flops(self) -> float:
         r"""Counts the operations of convolutions and matrix products of one forward pass."""
