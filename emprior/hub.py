@@ -205,7 +205,10 @@ def verify_prior(name: str | os.PathLike[str]) -> Card:
 
 def save_prior(folder: Path, network: nn.Module, dtype: torch.dtype = torch.float32, **facts: Any) -> Card:
     r"""Writes a prior folder; `facts` are the entries of :class:`Card` but the digest."""
-    tensors = {key: tensor.detach().cpu().to(dtype).contiguous() for key, tensor in network.state_dict().items()}
+    tensors = {
+        key: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in network.state_dict().items()
+    }
     content = dump_tensors(tensors)
     card = Card(sha256=hashlib.sha256(content).hexdigest(), **facts)
     with atomic(folder / WEIGHTS) as path:
