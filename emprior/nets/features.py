@@ -42,7 +42,7 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         r"""Maps images `(B, C, H, W)` in `[0, 1]` to features `(B, dimension)`."""
         h = F.pixel_unshuffle(pad_to_multiple(2 * x - 1, self.patch), self.patch)
-        return self.stages(self.stem(h)).mean((2, 3))
+        return F.adaptive_avg_pool2d(self.stages(self.stem(h)), 1).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         r"""Maps images `(B, C, H, W)` in `[0, 1]` to logits `(B, classes)`."""
