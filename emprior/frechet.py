@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emprior.hub import load_features
 
@@ -97,7 +97,7 @@ def cifar_extractor(device: str | torch.device = "cpu") -> Extractor:
         ValueError: Their weights are not those of the card.
     """
     network = load_features(FEATURES).to(device)
-    return lambda images: network.features(images.to(device).float() / 255)  # type: ignore[operator]
+    return lambda images: network.features(images.to(device).float() / 255)
 
 
 def inception_extractor(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Extractor:
@@ -110,20 +110,20 @@ def inception_extractor(path: str | os.PathLike[str], device: str | torch.device
         ValueError: The file is not TorchScript, or its network gives something else.
     """
     try:
-        network: nn.Module = torch.jit.load(str(path), map_location=device).eval()
+        network = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(
             f"{Path(path)} is not a TorchScript file ({str(error).strip().partition(chr(10))[0]}). Give the standard "
             "Inception network as torch.jit.save writes it, such as inception-2015-12-05.pt; a file of weights "
             "alone, a state_dict, does not hold the network."
         ) from error
-    names = {argument.name for argument in network.forward.schema.arguments}  # type: ignore[union-attr]
+    names = {argument.name for argument in network.forward.schema.arguments}
     options = {"return_features": True} if "return_features" in names else {}
 
     def extract(images: Tensor) -> Tensor:
         try:
             out = network(images.to(device), **options)
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             reason = str(error).strip().rpartition("\n")[2]
             raise ValueError(
                 f"{Path(path)} does not take images (B, 3, H, W) of uint8: {reason}. Wrap the standard Inception "

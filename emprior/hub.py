@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -26,8 +26,10 @@ from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
 from emprior.denoiser import NetworkDenoiser
 from emprior.interpolant import make_interpolant
-from emprior.nets import make_features, make_potential, make_velocity
+from emprior.nets import Classifier, make_features, make_potential, make_velocity
 from emprior.priors.network import NetworkPrior
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 DENSITY = ("objective", "arguments", "epsilon")
@@ -155,8 +157,8 @@ def load_network_denoiser(name: str | os.PathLike[str]) -> NetworkDenoiser:
     return NetworkDenoiser(velocity, tuple(card.shape), card.name)
 
 
-def load_features(name: str | os.PathLike[str]) -> nn.Module:
-    r"""Loads a feature extractor by name or folder: `features` maps images `(B, C, H, W)` in `[0, 1]` to `(B, d)`.
+def load_features(name: str | os.PathLike[str]) -> Classifier:
+    r"""Loads a feature extractor by name or folder; its `features` describe images.
 
     Raises:
         ValueError: It is unknown, its card is wrong, or its weights are not those of the card.
@@ -165,7 +167,7 @@ def load_features(name: str | os.PathLike[str]) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _load(name: str | os.PathLike[str], kind: str, make: Callable[..., nn.Module]) -> tuple[Card, nn.Module]:
+def _load(name: str | os.PathLike[str], kind: str, make: Callable[..., Network]) -> tuple[Card, Network]:
     folder = find_prior(name)
     card = Card.read(folder)
     if card.kind != kind:
@@ -212,6 +214,7 @@ def verify_prior(name: str | os.PathLike[str]) -> Card:
     """
     card = Card.read(find_prior(name))
     gray = torch.full((1, *card.shape), 0.5)
+    values: tuple[torch.Tensor, ...]
     if card.kind == "prior":
         values = load_prior(name).value_and_grad(gray)
     elif card.kind == "denoiser":

@@ -1,6 +1,7 @@
 r"""Networks: energies, which map an image batch to one scalar per image, and what goes with them."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from torch import nn
 
@@ -24,6 +25,8 @@ __all__ = [
     "make_velocity",
 ]
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def make_potential(architecture: str, **arguments: object) -> nn.Module:
     r"""Makes a potential by its registered name.
@@ -43,7 +46,7 @@ def make_velocity(architecture: str, **arguments: object) -> nn.Module:
     return _make(VELOCITIES, architecture, arguments)
 
 
-def make_features(architecture: str, **arguments: object) -> nn.Module:
+def make_features(architecture: str, **arguments: object) -> Classifier:
     r"""Makes a feature extractor by its registered name.
 
     Raises:
@@ -52,7 +55,7 @@ def make_features(architecture: str, **arguments: object) -> nn.Module:
     return _make(FEATURES, architecture, arguments)
 
 
-def _make(registry: dict[str, Callable[..., nn.Module]], architecture: str, arguments: dict[str, object]) -> nn.Module:
+def _make(registry: dict[str, Callable[..., Network]], architecture: str, arguments: dict[str, object]) -> Network:
     if architecture not in registry:
         raise ValueError(f"unknown architecture {architecture!r}. {nearest(architecture, registry)}")
     try:

@@ -66,4 +66,4 @@ def _layer(before: int, after: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-FEATURES: dict[str, Callable[..., nn.Module]] = {"classifier": Classifier}
+FEATURES: dict[str, Callable[..., Classifier]] = {"classifier": Classifier}
