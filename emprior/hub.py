@@ -1,8 +1,9 @@
 r"""Prior cards and weights.
 
 A prior is a folder: `card.yaml`, which a person can read, and `weights.safetensors`, whose SHA-256 is in
-the card and is checked at every load. Names are looked up among the bundled priors, then in the
-cache folder (`EMPRIOR_CACHE`, by default the user's cache); a path to a folder works as well.
+the card and is checked at every load. Denoisers and feature extractors are such folders too. Names are looked
+up among the bundled ones, then in the cache folder (`EMPRIOR_CACHE`, by default the user's cache); a path to a
+folder works as well.
 """
 
 from __future__ import annotations
