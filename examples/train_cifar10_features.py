@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="images, with NAME_labels.npy beside NAME.npy")
     parser.add_argument("--test", type=Path, required=True, help="held-out images, likewise")
     parser.add_argument("--out", type=Path, required=True, help="the folder for card.yaml and weights.safetensors")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=0.2)
     args = parser.parse_args()
