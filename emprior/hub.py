@@ -1,8 +1,9 @@
 r"""Prior cards and weights.
 
 A prior is a folder: `card.yaml`, which a person can read, and `weights.safetensors`, whose SHA-256 is in
-the card and is checked at every load. Names are looked up among the bundled priors, then in the
-cache folder (`EMPRIOR_CACHE`, by default the user's cache); a path to a folder works as well.
+the card and is checked at every load. Denoisers and feature extractors are such folders too. Names are looked
+up among the bundled ones, then in the cache folder (`EMPRIOR_CACHE`, by default the user's cache); a path to a
+folder works as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -26,11 +27,18 @@ from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
 from emprior.denoiser import NetworkDenoiser
 from emprior.interpolant import make_interpolant
-from emprior.nets import make_potential, make_velocity
+from emprior.nets import Classifier, make_features, make_potential, make_velocity
 from emprior.priors.network import NetworkPrior
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 DENSITY = ("objective", "arguments", "epsilon")
+KINDS = {
+    "prior": ("a prior", "emprior.load_prior"),
+    "denoiser": ("a denoiser", "emprior.load_denoiser"),
+    "features": ("a feature extractor", "emprior.hub.load_features"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,11 @@ class Card:
 
     Arguments:
         name: Its name.
-        kind: `"prior"`, or `"denoiser"` for the baseline of one.
+        kind: `"prior"`, `"denoiser"` for the baseline of one, or `"features"` for what compares images.
         architecture: The network's registered name.
         arguments: The network's arguments.
         shape: The shape of one training image, `(C, H, W)`.
-        density: The `objective` and its `arguments`, and the temperature `epsilon`; empty for a denoiser.
+        density: The `objective` and its `arguments`, and the temperature `epsilon`; empty for other kinds.
         sha256: The digest of the weights' file.
         description: One line.
         training: Data, licence, images seen, hardware, wall time, revision, settings.
@@ -86,6 +94,8 @@ class Card:
         for key in ("arguments", "density", "training", "metrics", "solver"):
             if not isinstance(tree.get(key, {}), dict):
                 raise ValueError(f"{path}: {key!r} should be a section of keys, got {tree[key]!r}.")
+        if str(kind := tree.get("kind", "prior")) not in KINDS:
+            raise ValueError(f"{path}: unknown kind {kind!r}. {nearest(str(kind), KINDS)}")
         required = [
             name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING
         ]
@@ -118,8 +128,9 @@ def find_prior(name: str | os.PathLike[str]) -> Path:
         return folders[str(name)]
     if (Path(name) / CARD).is_file():
         return Path(name)
+    choices = [known for known, folder in folders.items() if _kind(folder) != "features"]
     raise ValueError(
-        f"unknown prior {str(name)!r}. {nearest(str(name), folders)} A path to a folder with {CARD} works too; "
+        f"unknown prior {str(name)!r}. {nearest(str(name), choices)} A path to a folder with {CARD} works too; "
         "list priors with: emprior priors list"
     )
 
@@ -147,11 +158,22 @@ def load_network_denoiser(name: str | os.PathLike[str]) -> NetworkDenoiser:
     return NetworkDenoiser(velocity, tuple(card.shape), card.name)
 
 
-def _load(name: str | os.PathLike[str], kind: str, make: Callable[..., nn.Module]) -> tuple[Card, nn.Module]:
+def load_features(name: str | os.PathLike[str]) -> Classifier:
+    r"""Loads a feature extractor by name or folder; its `features` describe images.
+
+    Raises:
+        ValueError: It is unknown, its card is wrong, or its weights are not those of the card.
+    """
+    _, network = _load(name, "features", make_features)
+    return network.eval().requires_grad_(False)
+
+
+def _load(name: str | os.PathLike[str], kind: str, make: Callable[..., Network]) -> tuple[Card, Network]:
     folder = find_prior(name)
     card = Card.read(folder)
     if card.kind != kind:
-        raise ValueError(f"{card.name!r} is a {card.kind}, not a {kind}. Load it with emprior.load_{card.kind}.")
+        is_a, load = KINDS[card.kind]
+        raise ValueError(f"{card.name!r} is {is_a}, not {KINDS[kind][0]}. Load it with {load}.")
     try:
         tensors = load_tensors(checked_bytes(folder, card))
     except SafetensorError as error:
@@ -186,18 +208,20 @@ def checked_bytes(folder: Path, card: Card) -> bytes:
 
 
 def verify_prior(name: str | os.PathLike[str]) -> Card:
-    r"""Checks the card and weights of a prior or denoiser by loading and evaluating it once; returns the card.
+    r"""Checks the card and weights of what is at `name` by loading and evaluating it once; returns the card.
 
     Raises:
         ValueError: Something is wrong with it.
     """
     card = Card.read(find_prior(name))
     gray = torch.full((1, *card.shape), 0.5)
-    values = (
-        (load_network_denoiser(name).denoise(gray, 0.1),)
-        if card.kind == "denoiser"
-        else (load_prior(name).value_and_grad(gray))
-    )
+    values: tuple[torch.Tensor, ...]
+    if card.kind == "prior":
+        values = load_prior(name).value_and_grad(gray)
+    elif card.kind == "denoiser":
+        values = (load_network_denoiser(name).denoise(gray, 0.1),)
+    else:
+        values = (load_features(name).features(gray),)
     if not all(bool(value.isfinite().all()) for value in values):
         raise ValueError(f"{card.kind} {str(name)!r} gives numbers that are not finite. Train it again.")
     return card
@@ -205,7 +229,10 @@ def verify_prior(name: str | os.PathLike[str]) -> Card:
 
 def save_prior(folder: Path, network: nn.Module, dtype: torch.dtype = torch.float32, **facts: Any) -> Card:
     r"""Writes a prior folder; `facts` are the entries of :class:`Card` but the digest."""
-    tensors = {key: tensor.detach().cpu().to(dtype).contiguous() for key, tensor in network.state_dict().items()}
+    tensors = {
+        key: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for key, tensor in network.state_dict().items()
+    }
     content = dump_tensors(tensors)
     card = Card(sha256=hashlib.sha256(content).hexdigest(), **facts)
     with atomic(folder / WEIGHTS) as path:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import emprior.train
 from emprior import Result, Status, __version__, list_problems
+from emprior._grid import CAPTION, to_pixels
 from emprior.cli import build_parser, main
 from emprior.cli._input import bundled_images
 from emprior.hub import CARD, WEIGHTS, save_prior
@@ -125,7 +126,7 @@ def test_examples_in_the_help_can_be_parsed():
 
 
 def test_examples_in_the_help_name_the_priors_that_training_writes():
-    written = {options["out"] / "prior" for options in examples() if "config" in options}
+    written = {options["out"] / "prior" for options in examples() if {"config", "out"} <= set(options)}
     named = [name for options in examples() for name in [options.get("prior"), *options.get("priors", [])] if name]
     folders = [Path(name) for name in named if "/" in name]
     assert len(folders) >= 4
@@ -162,7 +163,15 @@ def test_help_needs_no_torch():
         (["solve"], ["required: --problem, --input", "See: emprior solve --help"]),
         (["priors"], ["required: list|show|verify"]),
         (["sample", "--out", "x.png", "-n", "0"], ["argument -n: expected a positive whole number, got '0'"]),
-        (["sample", "--out", "x.jpg"], ["ends in '.jpg'", ".png or .npy"]),
+        (["sample", "--out", "x.jpg"], ["ends in '.jpg'", ".png or .npy", "Try --out x.png"]),
+        (["sample", "--out", "x.png", "--trajectory", "t.gif"], ["--trajectory t.gif ends in '.gif'", "as .png"]),
+        (["sample", "--out", "x.png", "--gif", "t.png"], ["--gif t.png ends in '.png'", "Try --gif t.gif"]),
+        (["sample", "--out", "x.png", "--trajectory", "./x.png"], ["--trajectory and --out are the same file"]),
+        (["evaluate"], ["required: generation"]),
+        (["evaluate", "generation"], ["required: --images"]),
+        (["evaluate", "generation", "--images", "nosuch.npy"], ["no folder or .npy file of images nosuch.npy"]),
+        (["evaluate", "generation", "--images", ".", "--prior", "nosuch"], ["unknown prior 'nosuch'"]),
+        (["evaluate", "generation", "--images", ".", "--inception", "nosuch.pt"], ["no Inception network nosuch.pt"]),
         ([*DENOISING, *SAMPLE, "--weight", "nan"], ["--weight: expected a positive number, got 'nan'"]),
         ([*DENOISING, *SAMPLE, "--sigma", "-1"], ["--sigma: expected"]),
         ([*DENOISING, *SAMPLE, "--frobnicate"], ["--frobnicate"]),
@@ -427,12 +436,135 @@ def test_sample(call, prior, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy", "grid.png"]
 
 
+@pytest.mark.parametrize("steps", [3, 12])
+def test_trajectories_and_animations(call, prior, tmp_path, steps):
+    extras = ["--trajectory", tmp_path / "new/t.png", "--gif", tmp_path / "g.gif"]
+    words = ["sample", "--prior", prior, "-n", 3, "--steps", steps, "--out", tmp_path / "x.npy", *extras]
+    code, out, errors = call(*words)
+    assert (code, errors) == (0, "")
+    times = f"sampling times 0 to 0.{steps:02d}"
+    assert out.splitlines()[1:] == [f"{tmp_path / 'new/t.png'}: {times}", f"{tmp_path / 'g.gif'}: {times}"]
+    x = torch.from_numpy(np.load(tmp_path / "x.npy"))
+    noise = emprior.load_prior(prior).sample(3, steps=0)
+    columns = min(10, steps + 1)
+    picture = np.asarray(Image.open(tmp_path / "new/t.png"))[CAPTION:][2::2, 2::2]
+    assert picture.shape == (3 * 33, columns * 33, 3)
+    assert np.array_equal(picture[33:65, :32], to_pixels(noise)[1])
+    assert np.array_equal(picture[33:65, -33:-1], to_pixels(x)[1])
+    with Image.open(tmp_path / "g.gif") as film:
+        assert film.n_frames == steps + 1
+        assert film.size == (2 * 67, 2 * 67 + CAPTION)
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)[CAPTION:][2:66:2, 2:66:2]
+    assert np.abs(last - to_pixels(x)[0]).mean() < 20
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["g.gif", "new", "t.png", "x.npy"]
+
+
+def test_files_that_cannot_be_written_are_refused_before_any_work(call, prior, tmp_path, monkeypatch):
+    monkeypatch.setattr("emprior.hub.load_prior", lambda *_: pytest.fail("worked in vain"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.gif").mkdir()
+    words = ["sample", "--prior", prior, "--out", tmp_path / "x.png"]
+    outcome = call(*words, "--trajectory", tmp_path / "file/t.png")
+    assert failed(outcome, 2, "--trajectory", "cannot be written", "file is a file, not a folder. Choose another")
+    assert failed(call(*words, "--gif", tmp_path / "folder.gif"), 2, "folder.gif is a folder. Give a file")
+    assert failed(call(*words[:-1], tmp_path / "file/x.png"), 2, "--out", "cannot be written")
+
+
 def test_samples_that_are_not_finite(call, prior, tmp_path, monkeypatch):
     wild = torch.full((1, 3, 8, 8), float("inf"))
     monkeypatch.setattr("emprior.priors.network.NetworkPrior.sample", lambda *_, **__: wild)
     outcome = call("sample", "--prior", prior, "-n", 1, "--out", tmp_path / "grid.png")
     assert failed(outcome, 1, "not finite")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def held_out(tmp_path, monkeypatch):
+    r"""A file of 20 random images; and features of six numbers in place of the bundled ones."""
+    from emprior.nets import make_features
+
+    arguments = {"channels": 3, "widths": [4, 6], "classes": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = make_features("classifier", **arguments)
+    facts = {"name": "f", "kind": "features", "architecture": "classifier", "arguments": arguments, "density": {}}
+    save_prior(tmp_path / "features", network, shape=[3, 32, 32], **facts)
+    monkeypatch.setattr("emprior.frechet.FEATURES", str(tmp_path / "features"))
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8))
+    return tmp_path / "real.npy"
+
+
+@pytest.fixture
+def denoiser(tmp_path):
+    from emprior.nets import make_velocity
+
+    arguments = {"channels": 3, "widths": [8, 8], "blocks": 1}
+    facts = {"name": "base", "kind": "denoiser", "architecture": "velocity", "arguments": arguments, "density": {}}
+    save_prior(tmp_path / "base", make_velocity("velocity", **arguments), shape=[3, 32, 32], **facts)
+    return str(tmp_path / "base")
+
+
+def test_evaluate_generation(call, prior, denoiser, held_out):
+    from emprior.frechet import cifar_extractor, features, frechet_distance, to_bytes
+    from emprior.train import load_images
+
+    words = ["evaluate", "generation", "--images", held_out, "-n", 8, "--steps", 2, "--prior"]
+    code, out, errors = call(*words, prior, "--json")
+    assert (code, errors, out.count("\n")) == (0, "", 1)
+    figures = json.loads(out)
+    counts = {"prior": "tiny", "images": str(held_out), "n": 8, "real": 20, "floor_n": 8, "floor_real": 10, "seed": 0}
+    assert {name: figures[name] for name in counts} == counts
+    assert set(figures) == {*counts, "frechet_cifar", "floor"}
+    x = to_bytes(emprior.load_prior(prior).sample(8, steps=2))
+    made, real = (features(images, cifar_extractor()) for images in (x, load_images(held_out)))
+    assert figures["frechet_cifar"] == pytest.approx(frechet_distance(made, real), rel=1e-4)
+    assert 0 < figures["floor"] < 1e3
+
+    assert call(*words, prior, "--json")[1] == out
+    code, out, errors = call(*words, denoiser)
+    assert (code, errors) == (0, "")
+    assert out.startswith("base: frechet_cifar ")
+    assert "8 generated against 20 real images\n" in out
+    assert "8 real against 10 other real images: the floor" in out
+    assert "FID" not in out
+
+
+class MeanColour(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_evaluate_generation_with_inception(call, prior, held_out, monkeypatch):
+    monkeypatch.setattr("emprior.frechet.INCEPTION_DIMENSION", 3)
+    (held_out.parent / "inception.pt").write_text("")
+    words = ["evaluate", "generation", "--prior", prior, "--images", held_out, "-n", 8, "--steps", 2]
+    words += ["--inception", held_out.parent / "inception.pt"]
+    assert failed(call(*words), 1, "inception.pt is not a TorchScript file", "Give the standard Inception")
+
+    torch.jit.save(torch.jit.script(MeanColour()), str(held_out.parent / "inception.pt"))
+    code, out, errors = call(*words)
+    assert (code, errors) == (0, "")
+    assert out.startswith("tiny: FID ")
+    figures = json.loads(call(*words, "--json")[1])
+    assert "fid" in figures
+    assert "frechet_cifar" not in figures
+
+
+def test_evaluate_generation_messages(call, prior, held_out, monkeypatch):
+    monkeypatch.setattr("emprior.priors.network.NetworkPrior.sample", lambda *_, **__: pytest.fail("worked in vain"))
+    words = ["evaluate", "generation", "--prior", prior, "--images"]
+    outcome = call(*words, held_out, "-n", 6)
+    assert failed(outcome, 2, "-n is 6, but the covariance of 6 features needs at least 7. Generate more: -n 2000")
+    few, small = held_out.with_name("few.npy"), held_out.with_name("small.npy")
+    np.save(few, np.load(held_out)[:13])
+    np.save(small, np.load(held_out)[:, :8])
+    assert failed(call(*words, few), 1, "half of the 13 images at", "is 6", "at least 7. Give more real images")
+    assert failed(call(*words, small), 1, "small.npy holds images of shape (3, 8, 32)", "generates (3, 32, 32)")
+    features = str(held_out.parent / "features")
+    words[words.index(prior)] = features
+    assert failed(call(*words, held_out), 1, "'f' is a feature extractor, not a prior")
 
 
 def test_corrupted_weights(call, corrupted, tmp_path):

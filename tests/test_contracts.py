@@ -17,7 +17,7 @@ import torch
 
 import emprior
 from emprior.cli import main
-from emprior.hub import verify_prior
+from emprior.hub import load_features, verify_prior
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -112,6 +112,32 @@ def test_example_reconstruction(monkeypatch, tmp_path, capsys):
         monkeypatch, capsys, "reconstruction_cifar10_map.py", *arguments, "--problems", "cifar10/denoising"
     )
     assert "| cifar10/denoising |" in out
+
+
+def test_example_features(monkeypatch, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for name in ("train", "test"):
+        np.save(tmp_path / f"{name}.npy", random.integers(0, 255, (32, 32, 32, 3), np.uint8))
+        np.save(tmp_path / f"{name}_labels.npy", random.integers(0, 10, 32))
+    data = ("--train", str(tmp_path / "train.npy"), "--test", str(tmp_path / "test.npy"))
+    shrunk = ("--epochs", "1", "--batch-size", "16", "--out", str(tmp_path / "features"))
+    with torch.random.fork_rng():
+        out = run_example(monkeypatch, capsys, "train_cifar10_features.py", *data, *shrunk)
+    assert "test accuracy" in out
+    card = verify_prior(tmp_path / "features")
+    assert card.kind == "features"
+    assert card.training["epochs"] == 1
+    assert load_features(tmp_path / "features").features(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+def test_bundled_features_load():
+    card = verify_prior("cifar10-features")
+    assert (card.name, card.kind) == ("cifar10-features", "features")
+    assert card.training["data"]
+    assert card.training["command"].split()[1] == "examples/train_cifar10_features.py"
+    assert card.metrics["test_accuracy"] > 0.8
+    assert (ROOT / "pretrained/cifar10-features/weights.safetensors").stat().st_size < 2e6
+    assert "cifar10-features" not in emprior.list_priors()
 
 
 @pytest.mark.parametrize("name", ["cifar10"])

@@ -311,3 +311,15 @@ def test_two_samples_that_repel_have_their_joint_law():
     assert means.abs().max() < 4.5
     assert products.abs().max() < 4.5
     assert products.square().mean() < 1.5
+
+
+def test_sampling_can_be_watched():
+    prior, seen = network("inner_product"), []
+    images = prior.sample(70, seed=3, steps=4, callback=lambda step, x: seen.append((step, x)))
+    assert [step for step, _ in seen] == [0, 1, 2, 3, 4] * 2
+    assert [len(x) for _, x in seen] == [64] * 5 + [6] * 5
+    first, last = (torch.cat([x for step, x in seen if step == moment]) for moment in (0, 4))
+    assert torch.equal(last, images)
+    assert torch.equal(images, prior.sample(70, seed=3, steps=4))
+    assert torch.equal(first, prior.sample(70, seed=3, steps=0))
+    assert abs(float(first.mean()) - 0.5) < 0.05

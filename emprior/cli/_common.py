@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 class UsageError(Exception):
@@ -110,6 +112,27 @@ def check_file(name: str, what: str) -> Path:
     if not path.exists():
         raise UsageError(f"there is no {what} {name}. Check the path; it is relative to {Path.cwd()}.")
     return path
+
+
+def check_target(option: str, path: Path, suffixes: tuple[str, ...], what: str) -> None:
+    r"""Raises a :class:`UsageError` unless a file with one of the suffixes can be written at `path`."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{option} {path} ends in {path.suffix.lower()!r}, but {what} as {' or '.join(suffixes)}. "
+            f"Try {option} {path.with_suffix(suffixes[0])}"
+        )
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder. Give a file, such as {path / ('file' + suffixes[0])}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is a file, not a folder"
+        raise UsageError(f"{option} {path} cannot be written: {folder} {reason}. Choose another folder.")
+
+
+def check_samples(x: Tensor, name: str) -> None:
+    r"""Raises a FloatingPointError if generated images are not finite."""
+    if not bool(x.isfinite().all()):
+        raise FloatingPointError(f"prior {name!r} gave samples that are not finite: its flow diverges. Train it again.")
 
 
 @contextmanager

@@ -3,8 +3,9 @@ r"""`emprior sample`: what a prior believes in."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emprior.cli._common import (
     UsageError,
@@ -12,14 +13,22 @@ from emprior.cli._common import (
     add_device,
     check_device,
     check_prior,
+    check_samples,
+    check_target,
     is_terminal,
     positive_int,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
 EXAMPLES = """
 emprior sample --prior cifar10 -n 64 --out grid.png
+emprior sample --prior cifar10 -n 8 --out grid.png --trajectory trajectory.png --gif noise_to_images.gif
 emprior sample --prior runs/mine/prior -n 1000 --seed 1 --steps 325 --out samples.npy
 """
+COLUMNS, FRAMES = 10, 40
 
 
 def add(commands: Any) -> None:
@@ -32,32 +41,88 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="a grid of images, .png, or (n, C, H, W) floats, .npy"
     )
+    parser.add_argument(
+        "--trajectory", type=Path, metavar="PNG", help="also a row for each image, from noise at equal times to the end"
+    )
+    parser.add_argument("--gif", type=Path, metavar="GIF", help="also an animation of the grid, from noise to images")
 
 
 def run(options: argparse.Namespace) -> int:
-    suffix = options.out.suffix.lower()
-    if suffix not in (".png", ".npy"):
-        raise UsageError(f"--out {options.out} ends in {suffix!r}, but samples are saved as .png or .npy.")
-    check_prior(options.prior)
+    _check(options)
     device = check_device(options.device)
 
     import numpy as np
 
     from emprior._files import atomic
-    from emprior._grid import save_grid
+    from emprior._grid import save_animation, save_grid, save_trajectory
     from emprior.hub import load_prior
+    from emprior.priors.network import STEPS
 
     prior = load_prior(options.prior).to(device)
-    settings = {} if options.steps is None else {"steps": options.steps}
-    x = prior.sample(options.n, seed=options.seed, progress=is_terminal(), **settings).cpu()
-    if not x.isfinite().all():
-        raise FloatingPointError(
-            f"prior {options.prior!r} gave samples that are not finite: its flow diverges. Train it again."
-        )
-    if suffix == ".npy":
+    steps = options.steps or STEPS
+    columns = moments(steps, COLUMNS) if options.trajectory else []
+    frames = moments(steps, FRAMES) if options.gif else []
+    film = Film({*columns, *frames})
+    x = prior.sample(options.n, seed=options.seed, steps=steps, progress=is_terminal(), callback=film.take).cpu()
+    check_samples(x, options.prior)
+    if options.out.suffix.lower() == ".npy":
         with atomic(options.out) as path:
             np.save(path, x.numpy())
     else:
         save_grid(options.out, x)
+    if options.trajectory:
+        save_trajectory(options.trajectory, film.at(columns), captions(columns))
+    if options.gif:
+        save_animation(options.gif, film.at(frames), captions(frames))
     print(f"{options.out}: {options.n} sample{'s' * (options.n > 1)} of {prior.title}")
+    for extra in filter(None, (options.trajectory, options.gif)):
+        print(f"{extra}: sampling times 0 to {captions([steps])[0].removeprefix('t = ')}")
     return 0
+
+
+class Film:
+    r"""Keeps the pixels of generated images at some steps.
+
+    Arguments:
+        steps: The steps to keep.
+    """
+
+    def __init__(self, steps: set[int]) -> None:
+        self.parts: dict[int, list[np.ndarray]] = {step: [] for step in steps}
+
+    def take(self, step: int, images: Tensor) -> None:
+        r"""Takes in what the sampler's callback is given."""
+        from emprior._grid import to_pixels
+
+        if step in self.parts:
+            self.parts[step].append(to_pixels(images))
+
+    def at(self, steps: Sequence[int]) -> np.ndarray:
+        r"""Returns the images at each of the steps, `(T, B, H, W, 3)` uint8."""
+        import numpy as np
+
+        return np.stack([np.concatenate(self.parts[step]) for step in steps])
+
+
+def moments(steps: int, count: int) -> list[int]:
+    r"""Returns at most `count` steps from 0 to `steps`, as equally spaced as whole numbers are."""
+    count = min(count, steps + 1)
+    return [round(steps * index / (count - 1)) for index in range(count)]
+
+
+def captions(steps: Sequence[int]) -> list[str]:
+    r"""Returns the sampling time of each step as text."""
+    from emprior.priors.network import STEP_SIZE
+
+    return [f"t = {step * STEP_SIZE:.2f}" for step in steps]
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_target("--out", options.out, (".png", ".npy"), "samples are saved")
+    extras = {"--trajectory": (".png", options.trajectory), "--gif": (".gif", options.gif)}
+    for option, (suffix, path) in extras.items():
+        if path is not None:
+            check_target(option, path, (suffix,), "it is saved")
+            if path.resolve() == options.out.resolve():
+                raise UsageError(f"{option} and --out are the same file, {path}. Give two.")
+    check_prior(options.prior)

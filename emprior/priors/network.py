@@ -2,6 +2,8 @@ r"""The learned prior."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -13,6 +15,9 @@ from emprior.interpolant import Interpolant
 
 CHUNK = 64
 """Images generated at a time; image `i` depends on `(seed, i)` alone, so the number changes nothing."""
+
+STEPS, STEP_SIZE = 325, 0.01
+"""Langevin steps of :meth:`NetworkPrior.sample`, and their size."""
 
 
 class NetworkPrior(Prior):
@@ -85,7 +90,14 @@ class NetworkPrior(Prior):
         return (noise.normal(*(shape or self.shape)) + 1) / 2
 
     def sample(
-        self, n: int, *, seed: int = 0, steps: int = 325, step_size: float = 0.01, progress: bool = False
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        steps: int = STEPS,
+        step_size: float = STEP_SIZE,
+        progress: bool = False,
+        callback: Callable[[int, Image], None] | None = None,
     ) -> Image:
         r"""Generates `n` images by following :math:`-\nabla V` from noise and warming to :math:`\epsilon`.
 
@@ -100,20 +112,33 @@ class NetworkPrior(Prior):
             steps: Langevin steps; `steps * step_size` is the sampling time.
             step_size: The step `h`.
             progress: Whether to show a bar.
+            callback: Called with 0 and the noise, and after each step with its index and the images
+                `(B, C, H, W)` so far. Beyond 64 images it sees one part of at most 64 from 0 to `steps`, then the next.
         """
+        watch = callback or (lambda step, images: None)
         parts = [range(first, min(first + CHUNK, n)) for first in range(0, n, CHUNK)]
         with tqdm(total=steps * len(parts), disable=not progress, unit="step", leave=False) as bar:
-            return torch.cat([self._generate(part, seed, steps, step_size, bar) for part in parts])
+            return torch.cat([self._generate(part, seed, steps, step_size, bar, watch) for part in parts])
 
     @torch.no_grad()
-    def _generate(self, indices: range, seed: int, steps: int, step_size: float, bar: tqdm) -> Image:
+    def _generate(
+        self,
+        indices: range,
+        seed: int,
+        steps: int,
+        step_size: float,
+        bar: tqdm,
+        watch: Callable[[int, Image], None],
+    ) -> Image:
         reference = next(self.potential.parameters())
         noise = Noise([(seed, "sample", i) for i in indices], reference.device, reference.dtype)
         z = noise.normal(*self.shape)
+        watch(0, (z + 1) / 2)
         for index in range(steps):
             heat = self.epsilon * min(1.0, max(0.0, (index * step_size - 0.9) / 0.1))
             z = z - step_size * self.potential_gradient(z)
             if heat > 0:
                 z = z + (2 * step_size * heat) ** 0.5 * noise.normal(*self.shape)
             bar.update()
+            watch(index + 1, (z + 1) / 2)
         return (z + 1) / 2

@@ -1,0 +1,142 @@
+r"""`emprior evaluate`: figures of a prior against held-out images."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from emprior.cli._common import (
+    UsageError,
+    add_command,
+    add_device,
+    as_json,
+    check_device,
+    check_file,
+    check_prior,
+    check_samples,
+    is_terminal,
+    positive_int,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from emprior.denoiser import NetworkDenoiser
+    from emprior.frechet import Extractor
+    from emprior.priors.network import NetworkPrior
+
+EXAMPLES = """
+emprior evaluate generation --prior cifar10 --images cifar10_test.npy -n 2000
+emprior evaluate generation --prior runs/mine/prior --images held_out --json
+emprior evaluate generation --images cifar10_test.npy -n 5000 --inception inception-2015-12-05.pt
+"""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(commands, "evaluate", run, "measure how good a prior is", EXAMPLES)
+    actions = parser.add_subparsers(metavar="generation", required=True)
+    generation = add_command(
+        actions, "generation", run, "compare generated with real images by a Fréchet distance", EXAMPLES
+    )
+    generation.add_argument(
+        "--prior", default="cifar10", metavar="NAME|DIR", help="a prior, or the denoiser that is its baseline (cifar10)"
+    )
+    generation.add_argument(
+        "--images", required=True, metavar="DIR|NPY", help="real images that the prior was not trained on"
+    )
+    generation.add_argument("-n", type=positive_int, default=2000, help="how many to generate (2000)")
+    generation.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (0)")
+    generation.add_argument("--steps", type=positive_int, help="sampling steps; by default the prior's own")
+    generation.add_argument(
+        "--inception",
+        metavar="PT",
+        help="the standard Inception network as TorchScript, for the FID; by default the features are of a small "
+        "CIFAR-10 classifier, and the figure is called frechet_cifar",
+    )
+    add_device(generation)
+    generation.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    check_prior(options.prior)
+    check_file(options.images, "folder or .npy file of images")
+    device = check_device(options.device)
+    name, extractor = _extractor(options, device)
+
+    from emprior.frechet import features, frechet_distance, to_bytes
+
+    model = _load(options.prior).to(device)
+    real = features(_real(options, model.shape, extractor), extractor)
+    settings = {} if options.steps is None else {"steps": options.steps}
+    x = model.sample(options.n, seed=options.seed, progress=is_terminal(), **settings)
+    check_samples(x, options.prior)
+    first, second = real[: len(real) // 2][: options.n], real[len(real) // 2 :]
+    figures = {
+        "prior": model.title,
+        "images": options.images,
+        name: frechet_distance(features(to_bytes(x), extractor), real),
+        "n": options.n,
+        "real": len(real),
+        "floor": frechet_distance(first, second),
+        "floor_n": len(first),
+        "floor_real": len(second),
+        "seed": options.seed,
+    }
+    print(as_json(figures) if options.json else _lines(figures, name))
+    return 0
+
+
+def _extractor(options: argparse.Namespace, device: torch.device) -> tuple[str, Extractor]:
+    from emprior.frechet import cifar_extractor, enough_images, inception_extractor
+
+    if options.inception is None:
+        name, extractor = "frechet_cifar", cifar_extractor(device)
+    else:
+        name, extractor = "fid", inception_extractor(check_file(options.inception, "Inception network"), device)
+    try:
+        enough_images(options.n, _dimension(extractor), "-n is", "Generate more: -n 2000, or 5000 for the FID.")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return name, extractor
+
+
+def _dimension(extractor: Extractor) -> int:
+    import torch
+
+    with torch.no_grad():
+        return extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
+
+
+def _load(name: str) -> NetworkPrior | NetworkDenoiser:
+    from emprior.hub import Card, find_prior, load_network_denoiser, load_prior
+
+    return load_network_denoiser(name) if Card.read(find_prior(name)).kind == "denoiser" else load_prior(name)
+
+
+def _real(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extractor) -> Tensor:
+    r"""Reads the real images, in a random order: their halves must be of one kind."""
+    import torch
+
+    from emprior._noise import generator
+    from emprior.frechet import enough_images
+    from emprior.train.data import load_images
+
+    images = load_images(options.images, shape[-1], held_out=True)
+    if tuple(images.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"{options.images} holds images of shape {tuple(images.shape[1:])}, but {options.prior!r} generates "
+            f"{tuple(shape)}. Give images of that shape, such as those held out from its training."
+        )
+    what = f"half of the {len(images)} images at {options.images} is"
+    enough_images(len(images) // 2, _dimension(extractor), what, "Give more real images.")
+    return images[torch.randperm(len(images), generator=generator("halves"))]
+
+
+def _lines(figures: dict[str, Any], name: str) -> str:
+    label = "FID" if name == "fid" else name
+    return (
+        f"{figures['prior']}: {label} {figures[name]:.3f}, {figures['n']} generated against {figures['real']} real "
+        f"images\n{figures['images']}: {label} {figures['floor']:.3f}, {figures['floor_n']} real against "
+        f"{figures['floor_real']} other real images: the floor, as few images differ by chance"
+    )
