@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,9 +64,15 @@ class Meter:
         share = None if flops is None else flops / spent / self.peak
         return Speed(name, self.batch / spent, share, self._memory())
 
-    def _peak(self, dtype: torch.dtype, size: int = 2048) -> float:
-        a = torch.randn(size, size, device=self.device).to(dtype)
-        return 2 * size**3 / min(self._durations(lambda: a @ a, 5))
+    def _peak(self, dtype: torch.dtype) -> float:
+        r"""Returns the most operations a second of a large matrix product or convolution; libraries differ in which."""
+        a = torch.randn(2048, 2048, device=self.device).to(dtype)
+        x = torch.randn(64, 256, 32, 32, device=self.device).to(dtype, memory_format=torch.channels_last)
+        kernel = torch.randn(256, 256, 3, 3, device=self.device).to(dtype)
+        product, convolution = 2 * 2048**3, 2 * x.numel() * kernel[0].numel()
+        with torch.no_grad():
+            seconds = min(self._durations(lambda: a @ a, 5))
+            return max(product / seconds, convolution / min(self._durations(lambda: F.conv2d(x, kernel, padding=1), 5)))
 
     def _durations(self, work: Callable[[], object], repeats: int) -> list[float]:
         spent = []
