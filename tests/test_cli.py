@@ -650,7 +650,8 @@ def test_train_for_real(call, tmp_path):
     np.save(tmp_path / "images.npy", random.integers(0, 256, (16, 8, 8, 3), np.uint8))
     (tmp_path / "mine.yaml").write_text(
         "name: mine\ndata: {source: SOURCE}\n".replace("SOURCE", str(tmp_path / "images.npy"))
-        + "net: {arguments: {patch: 2, widths: [8, 8], blocks: 1}}\ntrain: {batch_size: 4, sample_every: 0}\n"
+        + "net: {arguments: {patch: 2, widths: [8, 8], blocks: 1}}\n"
+        + "train: {batch_size: 4, compile: false, sample_every: 0}\n"
         + "transport: {steps: 2}\ncontrast: {steps: 1, chains: 4, batch_size: 4, langevin_steps: 1}\n"
     )
     words = ["train", tmp_path / "mine.yaml", "--out", tmp_path / "run"]

@@ -29,7 +29,7 @@ def settings(folder, **sections):
         "name": "tiny",
         "data": {"source": str(folder / "train.npy"), "name": "noise", "licence": "CC0-1.0"},
         "net": {"architecture": "local", "arguments": {"widths": [8, 8], "blocks": 1}},
-        "train": {"batch_size": 8, "log_every": 10, "sample_every": 30},
+        "train": {"batch_size": 8, "compile": False, "log_every": 10, "sample_every": 30},
         "transport": {"steps": 20, "warmup": 5},
         "contrast": {"steps": 20, "chains": 16, "batch_size": 8, "langevin_steps": 2},
     }

@@ -16,7 +16,7 @@ from emprior.train.trainer import Trainer
 CONFIG = Config(
     data=Data(source="images"),
     net=Net(arguments={"widths": [8, 8], "blocks": 1}),
-    train=Train(batch_size=8, precision="fp32", log_every=2, sample_every=0),
+    train=Train(batch_size=8, precision="fp32", compile=False, log_every=2, sample_every=0),
     transport=Transport(steps=4, warmup=2),
     contrast=Contrast(steps=4, warmup=1, chains=12, batch_size=4, langevin_steps=2, restart=0.3),
 )
@@ -98,8 +98,7 @@ def test_batches_go_through_epochs(tmp_path, count):
     trainer = make(tmp_path, replace(CONFIG, data=Data(flip=False)), images(count))
     rows = []
     for step in range(6):
-        trainer.step = step
-        for image in (trainer.batch().add(1).mul(127.5)).round().byte():
+        for image in (trainer.stream.data(step).add(1).mul(127.5)).round().byte():
             rows.append(int((trainer.images == image).flatten(1).all(1).nonzero()[0]))
     expected = [
         int(torch.randperm(count, generator=generator(0, "epoch", p // count))[p % count]) for p in range(6 * 8)
@@ -110,8 +109,8 @@ def test_batches_go_through_epochs(tmp_path, count):
 def test_half_of_the_images_are_mirrored(tmp_path):
     config = replace(CONFIG, train=replace(CONFIG.train, batch_size=200))
     data = images(200)
-    plain = make(tmp_path, replace(config, data=Data(flip=False)), data).batch()
-    mixed = make(tmp_path, config, data).batch()
+    plain = make(tmp_path, replace(config, data=Data(flip=False)), data).stream.data(0)
+    mixed = make(tmp_path, config, data).stream.data(0)
     same = (mixed == plain).flatten(1).all(1)
     assert torch.equal(mixed[~same], plain[~same].flip(-1))
     assert 60 < int(same.sum()) < 140
@@ -194,7 +193,7 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint(tmp_path):
     trainer.resume()
     with torch.no_grad():
         next(trainer.network.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"iteration 2.*--set transport.lr"):
+    with pytest.raises(FloatingPointError, match=r"iteration 4.*--set transport.lr"):
         trainer.run()
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
@@ -287,7 +286,7 @@ def worker(rank, port, out):
     late = make(out / "late")
     assert late.run(seconds=0 if rank == 1 else None) == "seconds"
     assert late.step == 0
-    torch.save((dict(states(through)), through.batch()), out / f"{rank}.pt")
+    torch.save((dict(states(through)), through.stream.data(through.step)), out / f"{rank}.pt")
     through.world.leave()
 
 

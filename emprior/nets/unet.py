@@ -8,14 +8,16 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emprior.nets.convolution import Conv2d
+
 
 class ResidualBlock(nn.Module):
     r"""`h + conv(silu(conv(silu(normalise(h)))))`, with :func:`normalise` over the channels of each position."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = Conv2d(width, width, 3, padding=1)
+        self.second = Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.second(F.silu(self.first(F.silu(normalise(h)))))
@@ -24,6 +26,13 @@ class ResidualBlock(nn.Module):
 def normalise(h: Tensor) -> Tensor:
     r"""Returns :math:`h / \sqrt{\mathrm{mean}_c h_c^2 + 0.01}`: smooth, and local, so that any image size works."""
     return h * (h.square().mean(1, keepdim=True) + 0.01).rsqrt()
+
+
+def spread(h: Tensor) -> Tensor:
+    r"""Turns `(B, 4 C, H, W)` into `(B, C, 2 H, 2 W)`, with the pixels of one position `C` channels apart."""
+    batch, channels, height, width = h.shape
+    h = h.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2, channels // 4)
+    return h.transpose(2, 3).reshape(batch, 2 * height, 2 * width, channels // 4).permute(0, 3, 1, 2)
 
 
 class UNet(nn.Module):
@@ -60,13 +69,13 @@ class UNet(nn.Module):
         def stage(width: int) -> nn.Sequential:
             return nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
 
-        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.stem = Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stage(w) for w in widths[:-1])
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
+        self.shrink = nn.ModuleList(Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.bottom = stage(widths[-1])
-        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairs)
+        self.grow = nn.ModuleList(Conv2d(b, 4 * a, 1) for a, b in pairs)
         self.up = nn.ModuleList(stage(w) for w in widths[:-1])
-        self.last = nn.Conv2d(widths[0], outputs, 3, padding=1, bias=False)
+        self.last = Conv2d(widths[0], outputs, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(F.pixel_unshuffle(x, self.patch))
@@ -77,5 +86,5 @@ class UNet(nn.Module):
             h = shrink(h)
         h = self.bottom(h)
         for stage, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
-            h = stage(skip + F.pixel_shuffle(grow(h), 2))
+            h = stage(skip + spread(grow(h)))
         return self.last(h)

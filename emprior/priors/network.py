@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from emprior._compiled import CompiledGradient
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
@@ -46,7 +47,8 @@ class NetworkPrior(Prior):
         title: str = "network",
     ) -> None:
         super().__init__(shape)
-        self.potential = potential.eval().requires_grad_(False)
+        self.potential = potential.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.fused: CompiledGradient | None = None
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
         self.curvature = 4 * min(interpolant.stiffness, 1 / epsilon) / epsilon
         self.time_unit = epsilon / 4
@@ -59,6 +61,20 @@ class NetworkPrior(Prior):
     def forward(self, x: Image) -> PerImage:
         r"""Returns :math:`E(x)` `(B,)` for images `(B, C, H, W)` in `[0, 1]`."""
         return self.potential(2 * x - 1) / self.epsilon
+
+    def accelerate(self) -> None:
+        r"""Compiles :math:`\nabla V`, for each batch shape at its first use.
+
+        That takes up to a minute, and afterwards a gradient is about 1.3 times as fast (`emprior profile gradient`), up
+        to rounding the same: for long chains and many images. Without a compiler there is a warning and no change.
+        """
+        self.fused = CompiledGradient(self.potential)
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        if self.fused is None:
+            return super().value_and_grad(x)
+        value, gradient = self.fused((2 * x - 1).contiguous(memory_format=torch.channels_last))
+        return value / self.epsilon, 2 * gradient / self.epsilon
 
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
         r"""Returns the transport endpoint, an estimate of :math:`\mathbb{E}[\mathrm{clean} \mid x]`.
@@ -80,6 +96,8 @@ class NetworkPrior(Prior):
     def potential_gradient(self, z: Tensor) -> Tensor:
         r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, differentiable if `z` is."""
         follow = torch.is_grad_enabled() and z.requires_grad
+        if self.fused is not None and not follow:
+            return self.fused(z.contiguous(memory_format=torch.channels_last))[1]
         with torch.enable_grad():
             leaf = z if follow else z.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf, create_graph=follow)

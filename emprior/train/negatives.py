@@ -2,31 +2,32 @@ r"""Samples of the model, for the contrast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emprior.train.config import Contrast
 
+Gradient = Callable[[Tensor], Tensor]
 
-def langevin(potential: nn.Module, x: Tensor, epsilon: Tensor, step_size: float, generator: torch.Generator) -> Tensor:
+
+def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, generator: torch.Generator) -> Tensor:
     r"""Runs one Langevin step at a temperature for each schedule entry.
 
     .. math:: x \leftarrow x - h \nabla V(x) + \sqrt{2 h \epsilon_k}\, n_k
 
     Arguments:
-        potential: The network `V`.
+        gradient: The gradient of `V`.
         x: Images in `[-1, 1]`, `(B, C, H, W)`.
         epsilon: The temperature of each step, `(K,)` or `(K, B)`.
         step_size: The step `h`.
         generator: The source of `n`.
     """
     for temperature in epsilon:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(potential(leaf).sum(), leaf)
         n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         scale = (2 * step_size * temperature).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
-        x = x.detach() - step_size * gradient + scale * n
+        x = x - step_size * gradient(x) + scale * n
     return x
 
 
@@ -53,11 +54,11 @@ class ReplayBuffer:
     def __init__(self, settings: Contrast, epsilon: float, thermal: float, chains: Tensor) -> None:
         self.settings, self.epsilon, self.thermal, self.chains = settings, epsilon, thermal, chains
 
-    def draw(self, potential: nn.Module, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, gradient: Gradient, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         r"""Advances a random batch of chains and returns their origins and them.
 
         Arguments:
-            potential: The network `V`.
+            gradient: The gradient of `V`.
             data: Clean images from which some chains restart, `(B, C, H, W)`.
             generator: The source of all randomness.
         """
@@ -70,13 +71,13 @@ class ReplayBuffer:
         restarts = restarts[:, None, None, None]
         x, origin = torch.where(restarts, donors, x), torch.where(restarts, donors, origin)
         epsilon = torch.full((c.langevin_steps,), self.epsilon, device=device)
-        x = langevin(potential, x, epsilon, c.step_size, generator)
+        x = langevin(gradient, x, epsilon, c.step_size, generator)
         self.chains[rows] = torch.stack([x, origin], dim=1)
         return origin + self.thermal * torch.randn(x.shape, generator=generator, device=device), x
 
 
 def fresh_negatives(
-    settings: Contrast, epsilon: float, potential: nn.Module, data: Tensor, generator: torch.Generator
+    settings: Contrast, epsilon: float, gradient: Gradient, data: Tensor, generator: torch.Generator
 ) -> Tensor:
     r"""Runs the published negatives: half from noise, half from data, all steps each time.
 
@@ -92,4 +93,4 @@ def fresh_negatives(
     heating = epsilon * ((t - c.tau_star) / max(1 - c.tau_star, c.step_size)).clamp(0, 1)
     temperature = torch.full((c.langevin_steps, c.batch_size), epsilon, device=data.device)
     temperature[:, :half] = heating[:, None]
-    return langevin(potential, torch.cat([noise, data[donors]]), temperature, c.step_size, generator)
+    return langevin(gradient, torch.cat([noise, data[donors]]), temperature, c.step_size, generator)

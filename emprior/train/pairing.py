@@ -24,6 +24,18 @@ def optimal_pairing(x0: Tensor, x1: Tensor) -> Tensor:
     Returns:
         Indices `(B,)` into `x0`.
     """
+    return assignment(transport_cost(x0, x1)).to(x0.device)
+
+
+def transport_cost(x0: Tensor, x1: Tensor, alone: Tensor | None = None) -> Tensor:
+    r"""Returns the squared distances of data and noise, `(B, B)`; rows that are `alone`, `(B,)`, keep their own."""
     cost = torch.cdist(x1.flatten(1), x0.flatten(1)).square()
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.as_tensor(columns, device=x0.device)
+    if alone is None:
+        return cost
+    own = torch.eye(len(cost), dtype=torch.bool, device=cost.device)
+    return cost.masked_fill((alone[:, None] | alone) & ~own, float("inf")).masked_fill(alone[:, None] & own, 0.0)
+
+
+def assignment(cost: Tensor) -> Tensor:
+    r"""Returns the column of each row, `(B,)`, at the least total cost `(B, B)`."""
+    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1])

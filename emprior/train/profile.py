@@ -3,28 +3,33 @@ r"""How fast training and gradients are, beside the plainest way to write them, 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import resource
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from emprior._compiled import CompiledGradient
+from emprior.nets.convolution import Conv2d
 from emprior.priors.network import NetworkPrior
 from emprior.train.config import Config, Contrast
+from emprior.train.derivative import CompiledLoss
 from emprior.train.model import MODELS
 from emprior.train.trainer import Trainer
 
 ENDLESS = 10**9
 
-STEP, GRADIENT = 6, 2
-"""Forward passes that a training step and a gradient amount to: a product of forward and inner gradient each,
-and two of each on the way back."""
+RESET = Path("/proc/self/clear_refs")
+"""Where Linux takes the wish to measure the peak memory anew."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Speed:
         images_per_second: Images, or gradients of images.
         share: Operations of convolutions and matrix products a second, as a share of the measured peak; None where
             they are not counted.
-        memory: The most memory held until then, in MiB: of the GPU, or of the process.
+        memory: The most memory held meanwhile, in MiB: of the GPU, or of the process.
     """
 
     name: str
@@ -51,17 +56,25 @@ class Meter:
     Arguments:
         device: Where the work is done.
         batch: The images of one repetition.
-        dtype: The type whose peak the work is held against.
     """
 
-    def __init__(self, device: torch.device, batch: int, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, batch: int) -> None:
         self.device, self.batch = device, batch
-        self.peak = self._peak(dtype)
+        self.peak = functools.cache(self._peak)
 
-    def read(self, name: str, work: Callable[[], object], repeats: int, flops: float | None = None) -> Speed:
-        r"""Returns the median speed of `work`, which does `flops` operations."""
+    def read(
+        self,
+        name: str,
+        work: Callable[[], object],
+        repeats: int,
+        flops: float | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Speed:
+        r"""Returns the median speed of `work`, which does `flops` operations in `dtype`."""
+        peak = None if flops is None else self.peak(dtype)
+        self._forget()
         spent = sorted(self._durations(work, repeats))[repeats // 2]
-        share = None if flops is None else flops / spent / self.peak
+        share = None if flops is None or peak is None else flops / spent / peak
         return Speed(name, self.batch / spent, share, self._memory())
 
     def _peak(self, dtype: torch.dtype) -> float:
@@ -84,6 +97,12 @@ class Meter:
             spent.append(time.perf_counter() - start)
         return spent[1:]
 
+    def _forget(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif RESET.exists():
+            RESET.write_text("5")
+
     def _memory(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
@@ -103,9 +122,9 @@ def profile_training(config: Config, images: Tensor, device: str = "cpu", iterat
     """
     place = torch.device(device)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    meter, few = Meter(place, config.train.batch_size, dtype), max(1, iterations // 3)
+    meter, few = Meter(place, config.train.batch_size), max(1, iterations // 3)
     plain = PlainLoop(config, images, place)
-    work = STEP * plain.forward_flops()
+    work = plain.step_operations()
     with tempfile.TemporaryDirectory() as out:
 
         def trainer(transport: int, contrast: Contrast) -> Trainer:
@@ -113,7 +132,7 @@ def profile_training(config: Config, images: Tensor, device: str = "cpu", iterat
             return Trainer(settings, images, out, device)
 
         ours = trainer(ENDLESS, replace(config.contrast, steps=0))
-        found = [meter.read("transport", ours.iterate, iterations, work)]
+        found = [meter.read("transport", ours.iterate, iterations, work, dtype)]
         found += [meter.read("plain transport", plain.iterate, few, work)]
         if config.kind == "prior" and importlib.util.find_spec("torchebm"):
             found.append(meter.read("torchebm's transport", plain.torchebm(), few, work))
@@ -135,12 +154,11 @@ def profile_gradient(config: Config, images: Tensor, device: str = "cpu", iterat
         iterations: How many are timed.
     """
     place = torch.device(device)
-    meter = Meter(place, config.train.batch_size, torch.float32)
+    meter = Meter(place, config.train.batch_size)
     plain = PlainLoop(config, images, place)
     x = plain.batch()
     prior = plain.model.wrap(copy.deepcopy(plain.network), tuple(x.shape[1:]))
     assert isinstance(prior, NetworkPrior)
-    forward = plain.forward_flops()
 
     def gradient() -> Tensor:
         leaf = x.clone().requires_grad_()
@@ -150,15 +168,21 @@ def profile_gradient(config: Config, images: Tensor, device: str = "cpu", iterat
     def value() -> Tensor:
         return plain.network(x)
 
+    fused = CompiledGradient(prior.potential.to(memory_format=torch.channels_last))
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    forward = operations(plain.network.requires_grad_(False), x)
+    work = operations(fused.derivative, dict(prior.potential.named_parameters()), x)
     return [
-        meter.read("gradient", lambda: prior.value_and_grad(x), iterations, GRADIENT * forward),
-        meter.read("plain gradient", gradient, iterations, GRADIENT * forward),
+        meter.read("gradient", lambda: prior.value_and_grad(x), iterations, work),
+        meter.read("plain gradient", gradient, iterations, work),
+        meter.read("compiled gradient", lambda: fused(channels_last), iterations, work),
         meter.read("forward pass", value, iterations, forward),
     ]
 
 
 class PlainLoop:
-    r"""Transport written in the plainest way: float32, contiguous, eager, one image and one parameter at a time.
+    r"""Transport written in the plainest way: float32, contiguous, eager, one image and one parameter at a time, and
+    PyTorch's own convolutions.
 
     Arguments:
         config: The settings, of which it takes the network, the path, the weights and the batch size.
@@ -170,6 +194,9 @@ class PlainLoop:
         self.config, self.images, self.device = config, images, device
         self.model = MODELS[config.kind](config)
         self.network = self.model.network(images.shape[1]).to(device)
+        for layer in self.network.modules():
+            if isinstance(layer, Conv2d):
+                layer.__class__ = nn.Conv2d  # type: ignore[assignment]
         self.average = copy.deepcopy(self.network)
         self.loss = self.model.loss(self.network, None)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-4, foreach=False)
@@ -182,8 +209,7 @@ class PlainLoop:
     def iterate(self) -> float:
         r"""Does one iteration and returns its loss."""
         x1 = self.batch()
-        s = torch.rand(len(x1), device=self.device).clamp(min=1e-4)
-        return self.learn(self.loss(x1, torch.randn_like(x1), s)[0])
+        return self.learn(self.loss(x1, torch.randn_like(x1), self.fractions())[0])
 
     def learn(self, loss: Tensor) -> float:
         r"""Takes the step that a loss asks for."""
@@ -203,10 +229,19 @@ class PlainLoop:
         loss = EnergyMatchingLoss(self.network, lambda_cd=0.0, device=self.device)
         return lambda: self.learn(loss(self.batch()))
 
-    def forward_flops(self) -> float:
-        r"""Counts the operations of convolutions and matrix products of one forward pass."""
-        x1 = self.batch()
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            self.network(x1) if self.config.kind == "prior" else self.network(x1, torch.ones(len(x1)))
-        return float(counter.get_total_flops())
+    def step_operations(self) -> int:
+        r"""Counts the operations of the gradient of one loss."""
+        parameters = tuple(self.network.parameters())
+        return operations(CompiledLoss(self.loss).derivative, parameters, self.batch(), self.batch(), self.fractions())
+
+    def fractions(self) -> Tensor:
+        r"""Draws noise fractions."""
+        return torch.rand(self.config.train.batch_size, device=self.device).clamp(min=1e-4)
+
+
+def operations(function: Callable[..., object], *arguments: object) -> int:
+    r"""Counts the operations of convolutions and matrix products of a function, and of the derivatives in it."""
+    graph = make_fx(lambda *a: function(*a))(*arguments)
+    with FlopCounterMode(display=False) as counter:
+        graph(*arguments)
+    return counter.get_total_flops()

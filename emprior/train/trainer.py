@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from emprior._files import atomic
 from emprior._grid import save_grid
-from emprior._noise import generator
 from emprior.train import provenance
 from emprior.train.checkpoint import CHECKPOINT, image_shape, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
+from emprior.train.derivative import CompiledLoss, gradient_of
 from emprior.train.distributed import World
 from emprior.train.interrupt import Interrupt
 from emprior.train.log import Log
 from emprior.train.model import MODELS, draw
 from emprior.train.negatives import ReplayBuffer, fresh_negatives
-from emprior.train.pairing import optimal_pairing
+from emprior.train.stream import Batch, Stream
 
 logger = logging.getLogger("emprior")
 
@@ -54,12 +54,14 @@ class Trainer:
             network = self.model.network(images.shape[1])
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.stream = Stream(config, self.images, self.model.coupled, self.interpolant.near)
+        self.gradient = gradient_of(self.network, config.train.compile)
         self.log = Log(self.out / "log.jsonl")
         self.facts = self.describe()
         self.step, self.seconds, self.seen = 0, 0.0, 0
+        self.norm = torch.zeros(())
         self.saved: int | None = None
         self.chains: Tensor | None = None
-        self.order: tuple[int, Tensor] | None = None
         self.enter(config.transport)
 
     def enter(self, phase: Transport | Contrast) -> None:
@@ -67,9 +69,10 @@ class Trainer:
         train = self.config.train
         self.phase = phase
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay
+            self.network.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
         )
-        self.loss = self.world.wrap(self.model.loss(self.network, phase if isinstance(phase, Contrast) else None))
+        loss = self.model.loss(self.network, phase if isinstance(phase, Contrast) else None)
+        self.loss = self.world.wrap(CompiledLoss(loss) if train.compile else loss)
 
     @property
     def total(self) -> int:
@@ -131,58 +134,37 @@ class Trainer:
         if done == config.transport.steps:
             self.network.load_state_dict(self.average.state_dict())
             self.enter(config.contrast)
-        random = generator(config.train.seed, done, self.world.rank, device=self.device)
-        x1 = self.batch()
-        x0 = torch.randn(x1.shape, generator=random, device=self.device)
-        s = torch.rand(len(x1), generator=random, device=self.device).clamp(min=1e-4).pow(config.transport.skew)
-        if self.model.coupled:
-            far = torch.nonzero(s > self.interpolant.near).flatten()
-            x0[far] = x0[far[optimal_pairing(x0[far], x1[far])]]
-        pair = self.contrasted(x1, random) if isinstance(self.phase, Contrast) else ()
-
+        batch = self.stream.at(done)
+        pair = self.contrasted(batch) if isinstance(self.phase, Contrast) else ()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         with self.autocast():
-            loss, terms = self.loss(x1, x0, s, *pair)
+            loss, terms = self.loss(batch.x1, batch.x0, batch.s, *pair)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         terms["norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), config.train.clip)
-        if not torch.isfinite(terms["norm"]):
-            raise FloatingPointError(
-                f"the loss is not finite at iteration {done}. Resume from the last checkpoint with a lower "
-                "learning rate: --set transport.lr=5e-4 (or contrast.lr), or --set train.precision=fp32."
-            )
         self.optimizer.step()
         self.update_average(min(self.phase.ema, (1 + done) / (10 + done)))
         self.step += 1
         self.seen += config.train.batch_size
+        self.norm = terms["norm"]
         return terms
+
+    def check(self) -> None:
+        r"""Raises `FloatingPointError` if the loss has not been finite: once lost, the weights stay lost."""
+        if not torch.isfinite(self.norm):
+            raise FloatingPointError(
+                f"the loss is not finite at iteration {self.step}. Resume from the last checkpoint with a lower "
+                "learning rate: --set transport.lr=5e-4 (or contrast.lr), or --set train.precision=fp32."
+            )
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
-    def batch(self) -> Tensor:
-        r"""Returns this iteration's images in `[-1, 1]`: epochs are permutations keyed by (seed, epoch)."""
-        train, n, world = self.config.train, len(self.images), self.world
-        first = self.step * train.batch_size
-        positions = torch.arange(first + world.rank, first + train.batch_size, world.size)
-        epochs = positions // n
-        rows = torch.cat([self.permutation(e)[positions[epochs == e] % n] for e in epochs.unique().tolist()])
-        x = self.images[rows.to(self.device)].float().div(127.5).sub(1)
-        if self.config.data.flip:
-            flips = torch.rand(len(x), generator=generator(train.seed, "flip", self.step, world.rank)) < 0.5
-            x = torch.where(flips.to(self.device)[:, None, None, None], x.flip(-1), x)
-        return x.contiguous(memory_format=torch.channels_last)
-
-    def permutation(self, epoch: int) -> Tensor:
-        if self.order is None or self.order[0] != epoch:
-            random = generator(self.config.train.seed, "epoch", epoch)
-            self.order = (epoch, torch.randperm(len(self.images), generator=random))
-        return self.order[1]
-
-    def contrasted(self, x1: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def contrasted(self, batch: Batch) -> tuple[Tensor, Tensor]:
         r"""Returns data under the prior's thermal noise, and negatives."""
+        x1, random = batch.x1, batch.random
         density, size = self.config.density, self.world.size
         contrast = self.config.contrast
         contrast = replace(contrast, chains=contrast.chains // size, batch_size=contrast.batch_size // size)
@@ -190,10 +172,10 @@ class Trainer:
         with self.autocast():
             if contrast.negatives == "fresh":
                 positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
-                return positives, fresh_negatives(contrast, density.epsilon, self.network, positives, random)
+                return positives, fresh_negatives(contrast, density.epsilon, self.gradient, positives, random)
             if self.chains is None:
                 self.chains = self.initial_chains(contrast.chains)
-            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.network, x1, random)
+            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.gradient, x1, random)
 
     def initial_chains(self, count: int) -> Tensor:
         rows = torch.arange(count) * self.world.size + self.world.rank
@@ -212,6 +194,7 @@ class Trainer:
 
     def record(self, terms: dict[str, Tensor], rate: float) -> dict[str, Any]:
         r"""Appends a line to the log and returns it."""
+        self.check()
         line = {"iteration": self.step, "phase": type(self.phase).__name__.lower(), "images": self.seen}
         line |= {name: round(float(value), 6) for name, value in terms.items()}
         line |= {"lr": float(f"{self.optimizer.param_groups[0]['lr']:.4g}")}
@@ -238,6 +221,7 @@ class Trainer:
 
     def save(self) -> None:
         r"""Writes the checkpoint; with many processes all must call it."""
+        self.check()
         self.saved = self.step
         chains = None if self.chains is None else self.world.gather(self.chains)
         if self.world.rank > 0:
