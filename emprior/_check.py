@@ -3,12 +3,15 @@ r"""Checks at the boundary, and the messages that name the cure."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
+
+Made = TypeVar("Made")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -19,6 +22,34 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     guess = f"Did you mean {close[0]!r}? " if close else ""
     return f"{guess}The choices are: {', '.join(choices)}."
+
+
+def make(registry: Mapping[str, Callable[..., Made]], key: str, name: str, arguments: Mapping[str, object]) -> Made:
+    r"""Makes an entry of a registry.
+
+    Arguments:
+        registry: What there is, by name.
+        key: The setting that names the entry, such as `net.architecture`; `net.arguments` then go to it.
+        name: The entry.
+        arguments: Its arguments.
+
+    Raises:
+        ValueError: The name is unknown, or an argument is unknown or of the wrong type.
+    """
+    section, _, what = key.partition(".")
+    if not isinstance(name, str) or name not in registry:
+        raise ValueError(f"unknown {what} {name!r}. {nearest(str(name), registry)}")
+    known = inspect.signature(registry[name]).parameters
+    cure = f"When training, --set {section}.arguments={{}} takes the defaults."
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(
+                f"{what} {name!r}: unexpected keyword argument {argument!r}. {nearest(str(argument), known)} {cure}"
+            )
+    try:
+        return registry[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{what} {name!r}: {error}. Its arguments are: {', '.join(sorted(known))}. {cure}") from error
 
 
 def check_measurement(y: object) -> Tensor:

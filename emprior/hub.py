@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
-from emprior._check import nearest
+from emprior._check import check_positive, nearest
 from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
 from emprior.denoiser import NetworkDenoiser
@@ -35,10 +35,18 @@ Network = TypeVar("Network", bound=nn.Module)
 CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 DENSITY = ("objective", "arguments", "epsilon")
 KINDS = {
-    "prior": ("a prior", "emprior.load_prior"),
-    "denoiser": ("a denoiser", "emprior.load_denoiser"),
-    "features": ("a feature extractor", "emprior.hub.load_features"),
+    "prior": ("prior", "emprior.load_prior"),
+    "denoiser": ("denoiser", "emprior.load_denoiser"),
+    "features": ("feature extractor", "emprior.hub.load_features"),
 }
+"""What a folder may hold: its noun, and the function that loads it."""
+
+TYPES: dict[str, tuple[type, str]] = {
+    "str": (str, "a text"),
+    "list[int]": (list, "a list of numbers"),
+    "dict[str, Any]": (dict, "a section of keys"),
+}
+"""The annotations of :class:`Card`, as YAML has them."""
 
 
 @dataclass(frozen=True)
@@ -76,63 +84,79 @@ class Card:
         r"""Reads the card of a folder.
 
         Raises:
-            ValueError: The card is missing, is not YAML, or lacks or misspells a key.
+            ValueError: The card is missing, is not YAML, lacks or misspells a key, or has a value that cannot be.
         """
         path = folder / CARD
         try:
-            tree = yaml.safe_load(path.read_text())
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"no prior card at {path}: {error.strerror}. Give a folder with {CARD}.") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}. Restore it from the package.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid YAML: {error}. {_cure(folder)}") from error
         known = Card.__dataclass_fields__
         if not isinstance(tree, dict):
             raise ValueError(f"{path} is not a prior card: expected keys {', '.join(known)}.")
         for key in tree:
             if key not in known:
                 raise ValueError(f"{path}: unknown key {key!r}. {nearest(str(key), known)}")
-        for key in ("arguments", "density", "training", "metrics", "solver"):
-            if not isinstance(tree.get(key, {}), dict):
-                raise ValueError(f"{path}: {key!r} should be a section of keys, got {tree[key]!r}.")
-        if str(kind := tree.get("kind", "prior")) not in KINDS:
-            raise ValueError(f"{path}: unknown kind {kind!r}. {nearest(str(kind), KINDS)}")
+        for key, value in tree.items():
+            expected, words = TYPES[str(known[key].type)]
+            if not isinstance(value, expected):
+                raise ValueError(f"{path}: {key!r} should be {words}, got {value!r}.")
+        if (kind := tree.get("kind", "prior")) not in KINDS:
+            raise ValueError(f"{path}: unknown kind {kind!r}. {nearest(kind, KINDS)}")
         required = [
             name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING
         ]
         missing = [name for name in required if name not in tree]
-        if tree.get("kind", "prior") == "prior":
-            missing += [f"density.{name}" for name in DENSITY if name not in (tree.get("density") or {})]
+        if kind == "prior":
+            missing += [f"density.{name}" for name in DENSITY if name not in tree.get("density", {})]
         if missing:
-            raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}. Restore it from the package.")
-        return Card(**tree)
+            raise ValueError(f"{path} is incomplete: it lacks {', '.join(missing)}. {_cure(folder)}")
+        card = Card(**tree)
+        try:
+            card.check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return card
+
+    def check(self) -> None:
+        r"""Raises a ValueError if its shape, its arguments or its density cannot be."""
+        for axis, side in enumerate(self.shape):
+            check_positive(f"shape[{axis}]", side, whole=True)
+        _check_section("arguments", self.arguments)
+        if self.kind == "prior":
+            check_positive("density.epsilon", self.density["epsilon"])
+            _check_section("density.arguments", self.density["arguments"])
+            make_interpolant(self.density["objective"], **self.density["arguments"])
 
 
 def list_priors() -> list[str]:
     r"""Returns the names of the bundled and cached priors."""
-    return _names("prior")
+    return list_names(["prior"])
 
 
 def list_denoisers() -> list[str]:
     r"""Returns the names of the bundled and cached denoisers, the baselines of priors."""
-    return _names("denoiser")
+    return list_names(["denoiser"])
 
 
-def find_prior(name: str | os.PathLike[str]) -> Path:
-    r"""Returns the folder of a prior by name or path.
+def list_names(kinds: Collection[str] = tuple(KINDS)) -> list[str]:
+    r"""Returns the names of all that is bundled or cached and of some `kinds`, keys of :data:`KINDS`."""
+    return sorted(name for name, folder in _folders().items() if _kind(folder) in kinds)
+
+
+def find_prior(name: str | os.PathLike[str], kinds: Collection[str] = ("prior",)) -> Path:
+    r"""Returns the folder of a prior, or of one of some other `kinds`, by name or path.
 
     Raises:
         ValueError: There is none; the message lists those there are.
     """
-    folders = _folders()
-    if str(name) in folders:
-        return folders[str(name)]
-    if (Path(name) / CARD).is_file():
-        return Path(name)
-    choices = [known for known, folder in folders.items() if _kind(folder) != "features"]
-    raise ValueError(
-        f"unknown prior {str(name)!r}. {nearest(str(name), choices)} A path to a folder with {CARD} works too; "
-        "list priors with: emprior priors list"
-    )
+    folder = _find(name, kinds)
+    if (kind := _kind(folder)) not in kinds:
+        choices = nearest(str(name), list_names(kinds))
+        raise ValueError(f"{str(name)!r} is a {KINDS[kind][0]}, not a {_nouns(kinds)}. {choices}")
+    return folder
 
 
 def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
@@ -144,7 +168,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     card, potential = _load(name, "prior", make_potential)
     interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
-    prior.settings = card.solver
+    prior.settings |= card.solver
     return prior
 
 
@@ -169,16 +193,19 @@ def load_features(name: str | os.PathLike[str]) -> Classifier:
 
 
 def _load(name: str | os.PathLike[str], kind: str, make: Callable[..., Network]) -> tuple[Card, Network]:
-    folder = find_prior(name)
+    folder = _find(name, [kind])
     card = Card.read(folder)
     if card.kind != kind:
-        is_a, load = KINDS[card.kind]
-        raise ValueError(f"{card.name!r} is {is_a}, not {KINDS[kind][0]}. Load it with {load}.")
+        noun, load = KINDS[card.kind]
+        raise ValueError(f"{card.name!r} is a {noun}, not a {_nouns([kind])}. Load it with {load}.")
     try:
         tensors = load_tensors(checked_bytes(folder, card))
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}. Save it with save_prior.") from error
-    network = make(card.architecture, **card.arguments)
+    try:
+        network = make(card.architecture, **card.arguments)
+    except ValueError as error:
+        raise ValueError(f"{folder / CARD}: {error}") from error
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     try:
         network.load_state_dict(floats)
@@ -197,12 +224,11 @@ def checked_bytes(folder: Path, card: Card) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}. Install the package again.") from error
+        raise ValueError(f"cannot read {path}: {error.strerror}. {_cure(folder)}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != card.sha256:
         raise ValueError(
-            f"{path} is corrupted: its SHA-256 is {digest[:12]}…, the card says {card.sha256[:12]}…. "
-            "Restore the file (install the package again, or git checkout it)."
+            f"{path} is corrupted: its SHA-256 is {digest[:12]}…, the card says {card.sha256[:12]}…. {_cure(folder)}"
         )
     return content
 
@@ -213,7 +239,7 @@ def verify_prior(name: str | os.PathLike[str]) -> Card:
     Raises:
         ValueError: Something is wrong with it.
     """
-    card = Card.read(find_prior(name))
+    card = Card.read(find_prior(name, KINDS))
     gray = torch.full((1, *card.shape), 0.5)
     values: tuple[torch.Tensor, ...]
     if card.kind == "prior":
@@ -238,12 +264,37 @@ def save_prior(folder: Path, network: nn.Module, dtype: torch.dtype = torch.floa
     with atomic(folder / WEIGHTS) as path:
         path.write_bytes(content)
     with atomic(folder / CARD) as path:
-        path.write_text(yaml.safe_dump(dict(card.__dict__), sort_keys=False, allow_unicode=True, width=110))
+        text = yaml.safe_dump(dict(card.__dict__), sort_keys=False, allow_unicode=True, width=110)
+        path.write_text(text, encoding="utf-8")
     return card
 
 
-def _names(kind: str) -> list[str]:
-    return sorted(name for name, folder in _folders().items() if _kind(folder) == kind)
+def _find(name: str | os.PathLike[str], kinds: Collection[str]) -> Path:
+    folders = _folders()
+    if str(name) in folders:
+        return folders[str(name)]
+    if (Path(name) / CARD).is_file():
+        return Path(name)
+    listing = "; list priors with: emprior priors list" if "prior" in kinds else "."
+    raise ValueError(
+        f"unknown {_nouns(kinds)} {str(name)!r}. {nearest(str(name), list_names(kinds))} "
+        f"A path to a folder with {CARD} works too{listing}"
+    )
+
+
+def _check_section(name: str, section: object) -> None:
+    if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
+        raise ValueError(f"{name!r} should be a section of keys, got {section!r}. For the defaults write {{}}.")
+
+
+def _nouns(kinds: Collection[str]) -> str:
+    return " or ".join(KINDS[kind][0] for kind in kinds)
+
+
+def _cure(folder: Path) -> str:
+    if pretrained_dir() in folder.resolve().parents:
+        return "Restore the file: install the package again, or git checkout it."
+    return "Restore the file from a copy, or write it anew with the emprior train command that made it."
 
 
 def _kind(folder: Path) -> str:

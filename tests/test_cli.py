@@ -26,6 +26,7 @@ from emprior.solvers import METHODS
 DENOISING = ["solve", "--problem", "cifar10/denoising"]
 SAMPLE = ["--input", "skimage:astronaut", "--degrade"]
 QUICK = ["--method", "flow", "--steps", "20"]
+NO_PRIOR = "'cifar10-features' is a feature extractor, not a prior."
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +171,12 @@ def test_help_needs_no_torch():
         (["evaluate"], ["required: generation"]),
         (["evaluate", "generation"], ["required: --images"]),
         (["evaluate", "generation", "--images", "nosuch.npy"], ["no folder or .npy file of images nosuch.npy"]),
-        (["evaluate", "generation", "--images", ".", "--prior", "nosuch"], ["unknown prior 'nosuch'"]),
+        (["sample", "--out", "."], ["--out . is a folder. Give a file, such as file.png"]),
+        (["sample", "--out", "x.npy", "--gif", ".."], ["--gif .. is a folder. Give a file, such as ../file.gif"]),
+        (["sample", "--out", "x.png", "--prior", "cifar10-features"], [NO_PRIOR, "Did you mean 'cifar10'"]),
+        ([*DENOISING, *SAMPLE, "--prior", "cifar10-features"], [NO_PRIOR, "The choices are: cifar10,"]),
+        (["evaluate", "generation", "--images", ".", "--prior", "nosuch"], ["unknown prior or denoiser 'nosuch'"]),
+        (["evaluate", "generation", "--images", ".", "--prior", "cifar10-features"], [NO_PRIOR[:-1], "or denoiser."]),
         (["evaluate", "generation", "--images", ".", "--inception", "nosuch.pt"], ["no Inception network nosuch.pt"]),
         ([*DENOISING, *SAMPLE, "--weight", "nan"], ["--weight: expected a positive number, got 'nan'"]),
         ([*DENOISING, *SAMPLE, "--sigma", "-1"], ["--sigma: expected"]),
@@ -183,8 +189,8 @@ def test_help_needs_no_torch():
         ([*DENOISING, "--input", "skimage:astronout", "--degrade"], ["'astronaut'", "chelsea"]),
         (["problems", "show", "cifar10/inpaintin"], ["Did you mean 'cifar10/inpainting'"]),
         (["problems", "show", "inpainting.yaml"], ["no problem file inpainting.yaml", "'cifar10/inpainting'"]),
-        (["priors", "show", "nosuch"], ["unknown prior 'nosuch'"]),
-        (["priors", "verify", "nosuch"], ["unknown prior 'nosuch'"]),
+        (["priors", "show", "cifar10-feature"], ["unknown prior or ", "Did you mean 'cifar10-features'"]),
+        (["priors", "verify", "nosuch"], ["unknown prior or denoiser or feature extractor 'nosuch'"]),
         (["train", "nosuch.yaml", "--out", "x"], ["no configuration nosuch.yaml"]),
         (["train", "nosuch.yaml", "--out", "x", "--seconds", "soon"], ["--seconds: expected a positive number"]),
     ],
@@ -332,10 +338,19 @@ def test_a_folder_of_something_else_is_left_alone(call, prior, tmp_path, monkeyp
     assert failed(outcome, 2, "already holds something")
 
 
-def test_an_unwritable_folder(call, prior, tmp_path):
-    (tmp_path / "file").write_text("")
-    outcome = call(*DENOISING, *SAMPLE, "--prior", prior, *QUICK, "--out", tmp_path / "file/inside")
-    assert failed(outcome, 1, "cannot write")
+def test_an_unwritable_folder_is_found_before_the_work(call, prior, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("emprior.solve", lambda *_, **__: pytest.fail("solved in vain"))
+    (tmp_path / "file").write_text("name: mine")
+    solve = [*DENOISING, *SAMPLE, "--prior", prior, *QUICK, "--out"]
+    train = ["train", tmp_path / "file", "--out"]
+    for words in (solve, train):
+        outcome = call(*words, tmp_path / "file/inside")
+        assert failed(outcome, 2, "--out", "file/inside cannot be written", "is a file, not a folder. Choose another")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for words in (solve, train, ["sample", "--prior", prior, "--out"]):
+        outcome = call(*words, tmp_path / "new/x.png")
+        assert failed(outcome, 2, "x.png cannot be written", f"{tmp_path} cannot be written to. Choose another")
+    assert not trained
 
 
 @pytest.mark.parametrize(
@@ -505,29 +520,57 @@ def denoiser(tmp_path):
     return str(tmp_path / "base")
 
 
+def halves(held_out):
+    r"""The two random halves of the images, as the command parts them."""
+    from emprior._noise import generator
+    from emprior.train import load_images
+
+    images = load_images(held_out)[torch.randperm(20, generator=generator("halves"))]
+    return images[:10], images[10:]
+
+
 def test_evaluate_generation(call, prior, denoiser, held_out):
     from emprior.frechet import cifar_extractor, features, frechet_distance, to_bytes
-    from emprior.train import load_images
 
     words = ["evaluate", "generation", "--images", held_out, "-n", 8, "--steps", 2, "--prior"]
     code, out, errors = call(*words, prior, "--json")
     assert (code, errors, out.count("\n")) == (0, "", 1)
     figures = json.loads(out)
-    counts = {"prior": "tiny", "images": str(held_out), "n": 8, "real": 20, "floor_n": 8, "floor_real": 10, "seed": 0}
+    counts = {"prior": "tiny", "images": str(held_out), "n": 8, "real": 10, "seed": 0}
     assert {name: figures[name] for name in counts} == counts
     assert set(figures) == {*counts, "frechet_cifar", "floor"}
     x = to_bytes(emprior.load_prior(prior).sample(8, steps=2))
-    made, real = (features(images, cifar_extractor()) for images in (x, load_images(held_out)))
-    assert figures["frechet_cifar"] == pytest.approx(frechet_distance(made, real), rel=1e-4)
-    assert 0 < figures["floor"] < 1e3
+    others, real = halves(held_out)
+    made, few, reference = (features(images, cifar_extractor()) for images in (x, others[:8], real))
+    assert figures["frechet_cifar"] == pytest.approx(frechet_distance(made, reference), rel=1e-4)
+    assert figures["floor"] == pytest.approx(frechet_distance(few, reference), rel=1e-4)
 
     assert call(*words, prior, "--json")[1] == out
     code, out, errors = call(*words, denoiser)
     assert (code, errors) == (0, "")
     assert out.startswith("base: frechet_cifar ")
-    assert "8 generated against 20 real images\n" in out
-    assert "8 real against 10 other real images: the floor" in out
+    assert "8 generated against 10 real images\n" in out
+    assert "8 other real images against the same: the floor" in out
     assert "FID" not in out
+
+
+@pytest.mark.parametrize(("asked", "n"), [(8, 8), (2000, 10)])
+def test_a_perfect_prior_is_at_the_floor(call, prior, held_out, monkeypatch, asked, n):
+    r"""Whose samples are the very images that the floor is of, and never fewer nor more."""
+    perfect = halves(held_out)[0].float() / 255
+    monkeypatch.setattr("emprior.priors.network.NetworkPrior.sample", lambda _, count, **__: perfect[:count])
+    words = ["evaluate", "generation", "--images", held_out, "-n", asked, "--prior", prior, "--json"]
+    code, out, errors = call(*words)
+    figures = json.loads(out)
+    assert (code, figures["n"]) == (0, n)
+    assert figures["frechet_cifar"] == pytest.approx(figures["floor"], rel=1e-4)
+    told = f"emprior: -n is 2000, but half of the 20 images at {held_out} is 10: that many are generated.\n"
+    assert errors == (told if asked > n else "")
+
+
+class Colours(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean((2, 3)).repeat(1, 683)[:, :2048]
 
 
 class MeanColour(torch.nn.Module):
@@ -542,6 +585,13 @@ def test_evaluate_generation_with_inception(call, prior, held_out, monkeypatch):
     words = ["evaluate", "generation", "--prior", prior, "--images", held_out, "-n", 8, "--steps", 2]
     words += ["--inception", held_out.parent / "inception.pt"]
     assert failed(call(*words), 1, "inception.pt is not a TorchScript file", "Give the standard Inception")
+    torch.jit.save(torch.jit.script(Colours()), str(held_out.parent / "inception.pt"))
+    assert failed(call(*words), 1, "expected the (1, 3) pooled features of Inception")
+    with monkeypatch.context() as patch:
+        patch.setattr("emprior.frechet.INCEPTION_DIMENSION", 2048)
+        outcome = call(*words[:6], *words[8:])
+        assert failed(outcome, 2, "-n is 2000, but the covariance of 2048 features", "at least 2049. Generate more: ")
+        assert int(outcome[2].split("-n ")[-1]) == 5000
 
     torch.jit.save(torch.jit.script(MeanColour()), str(held_out.parent / "inception.pt"))
     code, out, errors = call(*words)
@@ -564,7 +614,7 @@ def test_evaluate_generation_messages(call, prior, held_out, monkeypatch):
     assert failed(call(*words, small), 1, "small.npy holds images of shape (3, 8, 32)", "generates (3, 32, 32)")
     features = str(held_out.parent / "features")
     words[words.index(prior)] = features
-    assert failed(call(*words, held_out), 1, "'f' is a feature extractor, not a prior")
+    assert failed(call(*words, held_out), 2, f"{features!r} is a feature extractor, not a prior or denoiser")
 
 
 def test_corrupted_weights(call, corrupted, tmp_path):
@@ -594,8 +644,18 @@ def test_priors(call, cache, corrupted):
     code, out, _ = call("priors", "list")
     assert code == 0
     assert "bad   broken: " in out
-    assert failed(call("priors", "verify"), 1, "prior 'bad'", "incomplete")
+    assert failed(call("priors", "verify"), 1, "bad: ", "incomplete")
     assert failed(call("priors", "show", "bad"), 1, "incomplete")
+
+
+def test_all_that_is_there_is_verified(call, cache, denoiser, held_out):
+    (cache / "base").symlink_to(denoiser)
+    (cache / "features").symlink_to(held_out.parent / "features")
+    code, out, errors = call("priors", "verify")
+    assert (code, errors) == (0, "")
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["base", "features", "tiny"]
+    assert call("priors", "show", "features")[0] == 0
+    assert call("priors", "list")[1].splitlines() == ["tiny  3 x 32 x 32  Untrained."]
 
 
 def test_no_priors(call, cache):
@@ -660,6 +720,35 @@ def test_train_for_real(call, tmp_path):
     assert call(*words)[0] == 0
     assert call("priors", "verify", tmp_path / "run/prior")[0] == 0
     assert failed(call(*words, "--set", "data.source=nowhere", "--fresh"), 1, "there is no data at nowhere")
+
+
+@pytest.mark.parametrize("what", ["train", "gradient"])
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("kind=foo", ["kind is 'foo', which is unknown. The choices are: denoiser, prior"]),
+        ("train.batch_size=0", ["train.batch_size is 0, expected a number at least 1"]),
+        ("net.architecture=inner_prodct", ["net.architecture is 'inner_prodct'", "Did you mean 'inner_product'"]),
+        ("net.arguments.width=[8]", ["argument 'width'. Did you mean 'widths'", "--set net.arguments={}"]),
+        ("density.objective=denoising", ["unexpected keyword argument 'blend'", "--set density.arguments={}"]),
+        ("train.batch_sise=4", ["Did you mean 'batch_size'"]),
+    ],
+)
+def test_settings_are_checked_before_they_are_profiled(call, tmp_path, monkeypatch, what, override, parts):
+    for measure in ("profile_training", "profile_gradient"):
+        monkeypatch.setattr(f"emprior.train.profile.{measure}", lambda *_: pytest.fail("worked in vain"))
+    (tmp_path / "mine.yaml").write_text("name: mine\ndensity: {arguments: {blend: 0.2}}\n")
+    assert failed(call("profile", what, tmp_path / "mine.yaml", "--set", override), 2, *parts)
+
+
+def test_arguments_of_another_objective(call, tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\ndensity: {arguments: {sigma_star: 0.06, blend: 0.1}}\n")
+    words = ["train", tmp_path / "mine.yaml", "--out", tmp_path / "run", "--set", "data.source=nowhere"]
+    outcome = call(*words, "density.objective=equilibrium_matching")
+    parts = ("unexpected keyword argument 'sigma_star'", "scale, width", "--set density.arguments={}")
+    assert failed(outcome, 1, *parts)
+    outcome = call(*words, "density.objective=equilibrium_matching", "density.arguments={}")
+    assert failed(outcome, 1, "there is no data at nowhere")
 
 
 def test_train_messages(call, trained, tmp_path):

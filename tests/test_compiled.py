@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from emprior.interpolant import EnergyMatching
 from emprior.nets import make_potential
 from emprior.train.derivative import CompiledLoss
 from emprior.train.objective import GradientMatchingLoss
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile takes a C++ compiler on a CPU"
+)
 
 
 @pytest.fixture
@@ -32,6 +37,7 @@ def gradients(module, loss, batch):
     return value.detach(), terms, [p.grad.clone() for p in loss.parameters()]
 
 
+@needs_compiler
 def test_a_compiled_loss_is_the_loss_and_its_gradient(loss):
     compiled = CompiledLoss(loss)
     value, terms, found = gradients(compiled, loss, inputs())
@@ -43,6 +49,7 @@ def test_a_compiled_loss_is_the_loss_and_its_gradient(loss):
         assert (one - two).norm() <= 1e-5 * two.norm()
 
 
+@needs_compiler
 def test_a_compiled_gradient_follows_the_weights(loss):
     x, evaluate = inputs()[0], CompiledGradient(loss.potential)
     for _ in range(2):
@@ -59,6 +66,7 @@ def test_a_compiled_gradient_follows_the_weights(loss):
     assert len(evaluate.graph.graphs) == 1
 
 
+@needs_compiler
 def test_autocast_is_kept_inside():
     product, x, weight = Compiled(torch.nn.functional.linear), torch.randn(2, 4), torch.randn(4, 4)
     assert product(x, weight).dtype == torch.float32

@@ -140,7 +140,7 @@ def test_bundled_features_load():
     assert "cifar10-features" not in emprior.list_priors()
 
 
-@pytest.mark.parametrize("name", ["cifar10"])
+@pytest.mark.parametrize("name", emprior.list_priors())
 def test_bundled_priors_load(name):
     card = verify_prior(name)
     assert card.name == name
@@ -149,11 +149,34 @@ def test_bundled_priors_load(name):
     assert (ROOT / "pretrained" / name / "weights.safetensors").stat().st_size < 20e6
 
 
-def test_the_cifar10_prior_restores_a_photograph():
+@pytest.mark.parametrize("name", emprior.list_priors())
+def test_bundled_priors_denoise_with_their_own_settings(name):
+    import deepinv
+    import skimage
+
+    prior = emprior.load_prior(name)
+    seven = np.zeros((28, 28), "float32")
+    seven[6:9, 7:21] = 1
+    for row in range(9, 24):
+        seven[row, 18 - (row - 9) // 2 : 21 - (row - 9) // 2] = 1
+    picture = skimage.filters.gaussian(seven, 0.6) if prior.shape[0] == 1 else photograph()
+    x = torch.as_tensor(picture).float().reshape(-1, *prior.shape)
+    physics = deepinv.physics.Denoising(deepinv.physics.GaussianNoise(0.1))
+    y = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    result = emprior.solve(physics, y, prior)
+    assert result.diagnostics.gradient_evaluations <= 100
+    assert emprior.metrics.psnr(result.estimate, x) > emprior.metrics.psnr(y, x) + 5
+
+
+def photograph():
     import skimage
 
     small = skimage.transform.resize(skimage.data.chelsea()[:, 75:375], (32, 32), anti_aliasing=True)
-    x = torch.from_numpy(small).float().permute(2, 0, 1)[None]
+    return torch.from_numpy(small).float().permute(2, 0, 1)[None]
+
+
+def test_the_cifar10_prior_restores_a_photograph():
+    x = photograph()
     problem = emprior.load_problem("cifar10/inpainting")
     y = problem.measure(x)
     result = emprior.solve(problem.operator, y)

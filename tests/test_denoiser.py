@@ -102,3 +102,7 @@ def test_a_denoiser_is_no_prior(folder, monkeypatch):
     folder.rename(folder.parent / "cache" / "priors" / "tiny")
     assert "tiny" in emprior.list_denoisers()
     assert "tiny" not in emprior.list_priors()
+    with pytest.raises(ValueError, match=r"unknown denoiser 'tinny'. Did you mean 'tiny'\?") as caught:
+        emprior.load_denoiser("tinny")
+    assert "cifar10-features" not in str(caught.value)
+    assert "mnist" not in str(caught.value)

@@ -130,10 +130,16 @@ def test_cards_of_features(folder, monkeypatch):
     (folder.parent / "cache/priors").mkdir(parents=True)
     folder.rename(folder.parent / "cache/priors/tiny")
     assert "tiny" not in list_priors() + list_denoisers()
-    assert find_prior("tiny").is_dir()
-    with pytest.raises(ValueError, match=r"unknown prior 'tinny'.*choices are: cifar10") as caught:
+    assert find_prior("tiny", ["features"]).is_dir()
+    with pytest.raises(ValueError, match=r"'tiny' is a feature extractor, not a prior. .*The choices are: cifar10,"):
+        find_prior("tiny")
+    with pytest.raises(ValueError, match=r"unknown prior 'tinny'.*are: cifar10.*emprior priors list$") as caught:
         find_prior("tinny")
-    assert "tiny," not in str(caught.value)
+    assert "tiny" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"unknown feature extractor 'cifar10-feature'. Did you mean 'cifar10-featur"):
+        load_features("cifar10-feature")
+    with pytest.raises(ValueError, match=r"choices are: cifar10-features, tiny. A path to a folder .* works too.$"):
+        load_features("nosuch")
 
 
 def test_corrupted_features(folder):

@@ -286,7 +286,9 @@ def test_priors_are_saved_loaded_and_verified(tmp_path, denoising, y):
     save_prior(tmp_path / "tiny", potential, **facts())
     prior = load_prior(tmp_path / "tiny")
     assert isinstance(prior, Prior)
-    assert torch.equal(prior(y), potential(2 * y - 1) / 0.01)
+    for name, value in potential.state_dict().items():
+        assert torch.equal(prior.potential.state_dict()[name], value)
+    torch.testing.assert_close(prior(y), potential(2 * y - 1) / 0.01, rtol=1e-5, atol=1e-4)
     assert verify_prior(tmp_path / "tiny").name == "tiny"
     result = emprior.solve(denoising, y, tmp_path / "tiny", method="continuation", steps=2)
     assert result.config["prior"] == "tiny"

@@ -8,6 +8,7 @@ from torch import nn
 
 from emprior.interpolant import EnergyMatching
 from emprior.train.config import Contrast
+from emprior.train.derivative import gradient_of
 from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin
 from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
@@ -109,12 +110,16 @@ def test_pairing_is_optimal():
         torch.testing.assert_close((x0[found] - x1).square().sum(), best)
 
 
+def slope(factor=1.0):
+    return gradient_of(Quadratic(factor), compiled=False)
+
+
 def test_langevin_has_its_exact_biased_variance():
     r"""x <- (1 - h k) x + sqrt(2 h e) n has variance e / (k (1 - h k / 2)) (1 - (1 - h k)^(2 K)) after K steps."""
     k, h, epsilon, steps, count = 2.0, 0.3, 0.5, 12, 40_000
     x = torch.zeros(count, 1, 1, 1, dtype=torch.float64)
     temperature = torch.full((steps,), epsilon, dtype=torch.float64)
-    x = langevin(Quadratic(k), x, temperature, h, generator()).flatten()
+    x = langevin(slope(k), x, temperature, h, generator()).flatten()
     variance = epsilon / (k * (1 - h * k / 2)) * (1 - (1 - h * k) ** (2 * steps))
     error = variance * (2 / count) ** 0.5
     assert abs(float(x.square().mean()) - variance) < 4 * error
@@ -123,7 +128,7 @@ def test_langevin_has_its_exact_biased_variance():
 
 def test_langevin_at_temperature_zero_is_descent():
     x = normal(3, 1, 2, 2)
-    end = langevin(Quadratic(2.0), x, torch.zeros(5, dtype=torch.float64), 0.1, generator())
+    end = langevin(slope(2.0), x, torch.zeros(5, dtype=torch.float64), 0.1, generator())
     torch.testing.assert_close(end, 0.8**5 * x)
     assert not end.requires_grad
 
@@ -140,7 +145,7 @@ def test_replay_changes_only_the_rows_it_draws():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0)
     before = normal(20, 2, 1, 2, 2)
     buffer = replay(settings, before.clone())
-    origins, drawn = buffer.draw(Quadratic(), normal(4, 1, 2, 2), generator())
+    origins, drawn = buffer.draw(slope(), normal(4, 1, 2, 2), generator())
     changed = (buffer.chains != before).flatten(1).any(1)
     assert int(changed.sum()) == 6
     assert rows(buffer.chains[changed]) == rows(torch.stack([drawn, origins], dim=1))
@@ -150,7 +155,7 @@ def test_replay_changes_only_the_rows_it_draws():
 def test_replay_restarts_from_data_and_keeps_it_beside():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=1, step_size=1e-12, restart=1.0)
     data = 100 + normal(4, 1, 2, 2)
-    origins, drawn = replay(settings, normal(20, 2, 1, 2, 2)).draw(Quadratic(), data, generator())
+    origins, drawn = replay(settings, normal(20, 2, 1, 2, 2)).draw(slope(), data, generator())
     torch.testing.assert_close(drawn, origins, rtol=0, atol=1e-5)
     assert torch.cdist(origins.flatten(1), data.flatten(1)).min(1).values.max() == 0
 
@@ -158,7 +163,7 @@ def test_replay_restarts_from_data_and_keeps_it_beside():
 def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
     settings = Contrast(chains=4000, batch_size=4000, langevin_steps=1, restart=0.0)
     buffer = replay(settings, torch.ones(4000, 2, 1, 1, 1, dtype=torch.float64), thermal=0.3)
-    origins, _ = buffer.draw(Quadratic(), torch.zeros(4, 1, 1, 1), generator())
+    origins, _ = buffer.draw(slope(), torch.zeros(4, 1, 1, 1), generator())
     assert abs(float(origins.mean()) - 1) < 4 * 0.3 / 4000**0.5
     assert abs(float(origins.std()) - 0.3) < 4 * 0.3 / 8000**0.5
     assert (buffer.chains[:, 1] == 1).all()
@@ -167,7 +172,7 @@ def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
 def test_replay_is_deterministic():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5)
     one, two = (
-        replay(settings, normal(20, 2, 1, 2, 2), 0.2).draw(Quadratic(), normal(4, 1, 2, 2, seed=9), generator(3))
+        replay(settings, normal(20, 2, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), generator(3))
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -179,7 +184,7 @@ def test_fresh_chains_follow_the_schedule():
     settings = Contrast(batch_size=count, langevin_steps=steps, step_size=h, tau_star=tau)
     potential = Quadratic(0.0)
     data = torch.full((3, 1, 1, 1), 7.0)
-    end = fresh_negatives(settings, epsilon, potential, data, generator()).flatten()
+    end = fresh_negatives(settings, epsilon, gradient_of(potential, compiled=False), data, generator()).flatten()
     path = torch.stack([*(x.flatten() for x in potential.seen), end]).double()
     assert torch.equal(path[0, count // 2 :], torch.full((count - count // 2,), 7.0, dtype=torch.float64))
     jumps = path.diff(dim=0)

@@ -109,14 +109,24 @@ def test_fresh_ignores_a_checkpoint_of_another_network(tmp_path):
     assert run_training(other, tmp_path / "out", seconds=0, fresh=True)["resumed"] is False
 
 
-@pytest.mark.parametrize("early", [False, True])
-def test_weights_of_an_unfinished_training_can_be_exported(tmp_path, early):
+def test_checkpoints_of_an_earlier_version_are_refused(tmp_path):
     config, out = settings(tmp_path), tmp_path / "out"
     run_training(config, out, seconds=0)
-    if early:
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
-        del state["facts"]
-        torch.save(state, out / "checkpoint.pt")
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    config_then = {key: value for key, value in state["config"].items() if key != "kind"}
+    for changed in ({"config": config_then}, {"facts": None}):
+        early = {key: value for key, value in (state | changed).items() if value is not None}
+        torch.save(early, out / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"by an earlier version .* anew with --fresh, or .* another --out"):
+            run_training(config, out, seconds=0)
+        with pytest.raises(ValueError, match="written by an earlier version"):
+            export_prior(config, out, tmp_path / "prior")
+    assert run_training(config, out, seconds=0, fresh=True)["resumed"] is False
+
+
+def test_weights_of_an_unfinished_training_can_be_exported(tmp_path):
+    config, out = settings(tmp_path), tmp_path / "out"
+    run_training(config, out, seconds=0)
     card = export_prior(config, out, tmp_path / "prior", dtype=torch.float16)
     assert card.training["iterations"] == {"transport": 0, "contrast": 0}
     assert card.training["images_in_set"] == 64

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from emprior._noise import generator
-from emprior.train.config import Config, Contrast, Data, Net, Train, Transport
+from emprior.interpolant import OBJECTIVES
+from emprior.train.config import Config, Contrast, Data, Density, Net, Train, Transport
 from emprior.train.trainer import Trainer
 
 CONFIG = Config(
@@ -224,13 +225,10 @@ def test_a_replay_buffer_of_another_size_is_refused(tmp_path):
         assert make(tmp_path, replace(more, contrast=replace(more.contrast, **unused))).resume()
 
 
-@pytest.mark.parametrize("facts", [True, False])
-def test_a_replay_buffer_without_origins_is_refused(tmp_path, facts):
+def test_a_replay_buffer_without_origins_is_refused(tmp_path):
     stop_at(make(tmp_path), 6)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     state["chains"] = state["chains"][:, 0].clone()
-    if not facts:
-        del state["facts"]
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"\[12, 1, 8, 8\], expected \[12, 2, 1, 8, 8\].*--fresh"):
         make(tmp_path).resume()
@@ -254,16 +252,13 @@ def test_broken_checkpoints_are_named(tmp_path):
             make(tmp_path).resume()
 
 
-def test_early_checkpoints_without_facts_resume(tmp_path):
-    stop_at(make(tmp_path), 6)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    del state["facts"]
-    torch.save(state, tmp_path / "checkpoint.pt")
-    trainer, through = make(tmp_path), make(tmp_path / "through")
-    trainer.resume()
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_in_both_phases(tmp_path, objective):
+    trainer = make(tmp_path, replace(CONFIG, density=Density(objective)))
     trainer.run()
-    through.run()
-    assert_same(trainer, through)
+    assert trainer.step == trainer.total
+    assert trainer.stream.coupled is (objective == "energy_matching")
+    assert trainer.chains.isfinite().all()
 
 
 def test_bfloat16_trains(tmp_path):

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from emprior.train.config import Config
 
 
 class UsageError(Exception):
@@ -88,12 +90,12 @@ def as_usage(option: str = "") -> Iterator[None]:
         raise UsageError(f"{option}: {error}" if option else str(error)) from error
 
 
-def check_prior(name: str) -> str:
-    r"""Returns the name or folder of a prior, if there is such a prior."""
+def check_prior(name: str, kinds: Collection[str] = ("prior",)) -> str:
+    r"""Returns the name or folder of a prior, or of one of some other `kinds`, if there is one."""
     from emprior.hub import find_prior
 
     with as_usage():
-        find_prior(name)
+        find_prior(name, kinds)
     return name
 
 
@@ -114,18 +116,33 @@ def check_file(name: str, what: str) -> Path:
     return path
 
 
+def read_config(name: str, overrides: list[str]) -> Config:
+    r"""Reads the settings of a training; a wrong override is bad usage, a wrong file is not."""
+    from emprior.train.config import Config
+
+    path = check_file(name, "configuration")
+    config = Config.load(path)
+    with as_usage():
+        return Config.load(path, overrides) if overrides else config
+
+
 def check_target(option: str, path: Path, suffixes: tuple[str, ...], what: str) -> None:
     r"""Raises a :class:`UsageError` unless a file with one of the suffixes can be written at `path`."""
+    if os.path.isdir(path):
+        raise UsageError(f"{option} {path} is a folder. Give a file, such as {path / ('file' + suffixes[0])}")
     if path.suffix.lower() not in suffixes:
         raise UsageError(
             f"{option} {path} ends in {path.suffix.lower()!r}, but {what} as {' or '.join(suffixes)}. "
             f"Try {option} {path.with_suffix(suffixes[0])}"
         )
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder. Give a file, such as {path / ('file' + suffixes[0])}")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "cannot be written to" if folder.is_dir() else "is a file, not a folder"
+    check_writable(option, path, path.absolute().parent)
+
+
+def check_writable(option: str, path: Path, folder: Path) -> None:
+    r"""Raises a :class:`UsageError` unless `folder`, which is to hold `path`, can be written to, or made."""
+    folder = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if os.path.isdir(folder) else "is a file, not a folder"
         raise UsageError(f"{option} {path} cannot be written: {folder} {reason}. Choose another folder.")
 
 

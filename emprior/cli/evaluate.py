@@ -3,13 +3,15 @@ r"""`emprior evaluate`: figures of a prior against held-out images."""
 from __future__ import annotations
 
 import argparse
+import logging
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from emprior.cli._common import (
-    UsageError,
     add_command,
     add_device,
     as_json,
+    as_usage,
     check_device,
     check_file,
     check_prior,
@@ -32,6 +34,9 @@ emprior evaluate generation --prior runs/mine/prior --images held_out --json
 emprior evaluate generation --images cifar10_test.npy -n 5000 --inception inception-2015-12-05.pt
 """
 
+GENERATIVE = ("prior", "denoiser")
+"""The kinds that generate images."""
+
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "evaluate", run, "measure how good a prior is", EXAMPLES)
@@ -45,7 +50,9 @@ def add(commands: Any) -> None:
     generation.add_argument(
         "--images", required=True, metavar="DIR|NPY", help="real images that the prior was not trained on"
     )
-    generation.add_argument("-n", type=positive_int, default=2000, help="how many to generate (2000)")
+    generation.add_argument(
+        "-n", type=positive_int, default=2000, help="how many to generate, at most half as many as are given (2000)"
+    )
     generation.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (0)")
     generation.add_argument("--steps", type=positive_int, help="sampling steps; by default the prior's own")
     generation.add_argument(
@@ -59,7 +66,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_prior(options.prior)
+    check_prior(options.prior, GENERATIVE)
     check_file(options.images, "folder or .npy file of images")
     device = check_device(options.device)
     name, extractor = _extractor(options, device)
@@ -67,20 +74,18 @@ def run(options: argparse.Namespace) -> int:
     from emprior.frechet import features, frechet_distance, to_bytes
 
     model = _load(options.prior).to(device)
-    real = features(_real(options, model.shape, extractor), extractor)
+    others, real = _halves(options, model.shape, extractor)
     settings = {} if options.steps is None else {"steps": options.steps}
-    x = model.sample(options.n, seed=options.seed, progress=is_terminal(), **settings)
+    x = model.sample(len(others), seed=options.seed, progress=is_terminal(), **settings)
     check_samples(x, options.prior)
-    first, second = real[: len(real) // 2][: options.n], real[len(real) // 2 :]
+    reference = features(real, extractor)
     figures = {
         "prior": model.title,
         "images": options.images,
-        name: frechet_distance(features(to_bytes(x), extractor), real),
-        "n": options.n,
+        name: frechet_distance(features(to_bytes(x), extractor), reference),
+        "floor": frechet_distance(features(others, extractor), reference),
+        "n": len(others),
         "real": len(real),
-        "floor": frechet_distance(first, second),
-        "floor_n": len(first),
-        "floor_real": len(second),
         "seed": options.seed,
     }
     print(as_json(figures) if options.json else _lines(figures, name))
@@ -94,10 +99,9 @@ def _extractor(options: argparse.Namespace, device: torch.device) -> tuple[str, 
         name, extractor = "frechet_cifar", cifar_extractor(device)
     else:
         name, extractor = "fid", inception_extractor(check_file(options.inception, "Inception network"), device)
-    try:
-        enough_images(options.n, _dimension(extractor), "-n is", "Generate more: -n 2000, or 5000 for the FID.")
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    dimension = _dimension(extractor)
+    with as_usage():
+        enough_images(options.n, dimension, "-n is", f"Generate more: -n {max(2000, 1000 * ceil(dimension / 500))}")
     return name, extractor
 
 
@@ -111,11 +115,15 @@ def _dimension(extractor: Extractor) -> int:
 def _load(name: str) -> NetworkPrior | NetworkDenoiser:
     from emprior.hub import Card, find_prior, load_network_denoiser, load_prior
 
-    return load_network_denoiser(name) if Card.read(find_prior(name)).kind == "denoiser" else load_prior(name)
+    card = Card.read(find_prior(name, GENERATIVE))
+    return load_network_denoiser(name) if card.kind == "denoiser" else load_prior(name)
 
 
-def _real(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extractor) -> Tensor:
-    r"""Reads the real images, in a random order: their halves must be of one kind."""
+def _halves(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extractor) -> tuple[Tensor, Tensor]:
+    r"""Reads the real images and parts them at random: `n` of one half at most, and the other half.
+
+    The figure and its floor compare as many images, generated and real, with that other half.
+    """
     import torch
 
     from emprior._noise import generator
@@ -128,15 +136,22 @@ def _real(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extrac
             f"{options.images} holds images of shape {tuple(images.shape[1:])}, but {options.prior!r} generates "
             f"{tuple(shape)}. Give images of that shape, such as those held out from its training."
         )
+    half = len(images) // 2
     what = f"half of the {len(images)} images at {options.images} is"
-    enough_images(len(images) // 2, _dimension(extractor), what, "Give more real images.")
-    return images[torch.randperm(len(images), generator=generator("halves"))]
+    enough_images(half, _dimension(extractor), what, "Give more real images.")
+    if options.n > half:
+        logging.getLogger("emprior").warning(
+            "-n is %d, but half of the %d images at %s is %d: that many are generated.",
+            options.n, len(images), options.images, half,
+        )  # fmt: skip
+    images = images[torch.randperm(len(images), generator=generator("halves"))]
+    return images[:half][: options.n], images[half:]
 
 
 def _lines(figures: dict[str, Any], name: str) -> str:
     label = "FID" if name == "fid" else name
     return (
         f"{figures['prior']}: {label} {figures[name]:.3f}, {figures['n']} generated against {figures['real']} real "
-        f"images\n{figures['images']}: {label} {figures['floor']:.3f}, {figures['floor_n']} real against "
-        f"{figures['floor_real']} other real images: the floor, as few images differ by chance"
+        f"images\n{figures['images']}: {label} {figures['floor']:.3f}, {figures['n']} other real images against the "
+        "same: the floor, as few images differ by chance"
     )

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "check cards and weights against their digests, and evaluate each prior once",
         "emprior priors verify\nemprior priors verify cifar10 runs/mine/prior",
     )
-    verify.add_argument("priors", nargs="*", metavar="NAME|DIR", help="by default all that are listed")
+    verify.add_argument("priors", nargs="*", metavar="NAME|DIR", help="by default all, denoisers and features too")
 
 
 def show_all(options: argparse.Namespace) -> int:
@@ -51,9 +51,9 @@ def show_all(options: argparse.Namespace) -> int:
 
 
 def show_one(options: argparse.Namespace) -> int:
-    from emprior.hub import CARD, Card, find_prior
+    from emprior.hub import CARD, KINDS, Card, find_prior
 
-    folder = find_prior(check_prior(options.prior))
+    folder = find_prior(check_prior(options.prior, KINDS), KINDS)
     Card.read(folder)
     print(f"# {folder / CARD}")
     print((folder / CARD).read_text(encoding="utf-8").rstrip())
@@ -61,9 +61,9 @@ def show_one(options: argparse.Namespace) -> int:
 
 
 def verify_some(options: argparse.Namespace) -> int:
-    from emprior.hub import list_priors, verify_prior
+    from emprior.hub import KINDS, list_names, verify_prior
 
-    names = [check_prior(name) for name in options.priors] or list_priors()
+    names = [check_prior(name, KINDS) for name in options.priors] or list_names()
     if not names:
         raise ValueError("there are no priors to verify. Install the package again, or name the folder of one.")
     wrong = []
@@ -72,7 +72,7 @@ def verify_some(options: argparse.Namespace) -> int:
             card = verify_prior(name)
             print(f"{name}: ok, sha256 {card.sha256}")
         except (ValueError, TypeError, KeyError, OSError) as error:
-            wrong.append(f"prior {name!r}: {error}")
+            wrong.append(f"{name}: {error}")
     if wrong:
         complain(" ".join(wrong))
     return 1 if wrong else 0

@@ -3,10 +3,22 @@ r"""`emprior profile`: how fast this machine trains and evaluates gradients."""
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from emprior.cli._common import UsageError, add_command, add_device, as_json, check_device, check_file, positive_int
+from emprior.cli._common import (
+    UsageError,
+    add_command,
+    add_device,
+    as_json,
+    as_usage,
+    check_device,
+    positive_int,
+    read_config,
+)
+
+if TYPE_CHECKING:
+    from emprior.train.config import Config
 
 EXAMPLES = """
 emprior profile train pretrained/cifar10/train.yaml
@@ -28,15 +40,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from emprior.train.config import Config
-
-    path = check_file(options.config, "configuration")
-    try:
-        config = Config.load(path, options.set)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if options.what == "gradient" and config.kind != "prior":
-        raise UsageError(f"{path} is of a {config.kind}, which has no energy. Use: emprior profile train {path}")
+    config = _config(options)
     check_device(options.device)
 
     import torch
@@ -55,3 +59,18 @@ def run(options: argparse.Namespace) -> int:
         ratio = row.images_per_second / rows[1].images_per_second
         print(f"{row.name:40}{row.images_per_second:10.1f}{ratio:8.2f}{share:>9}{row.memory:8.0f}")
     return 0
+
+
+def _config(options: argparse.Namespace) -> Config:
+    r"""Returns settings that can be trained with, but for the data, which are random here."""
+    from emprior.train.check import check_config
+    from emprior.train.model import MODELS
+
+    config = read_config(options.config, options.set)
+    if options.what == "gradient" and config.kind == "denoiser":
+        path = options.config
+        raise UsageError(f"{path} is of a denoiser, which has no energy. Use: emprior profile train {path}")
+    with as_usage():
+        check_config(replace(config, data=replace(config.data, source="random images")))
+        MODELS[config.kind](config).network(options.shape[0])
+    return config

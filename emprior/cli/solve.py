@@ -18,6 +18,7 @@ from emprior.cli._common import (
     check_device,
     check_prior,
     check_problem,
+    check_writable,
     complain,
     is_terminal,
     positive_float,
@@ -126,6 +127,7 @@ def _check(options: argparse.Namespace) -> None:
     _input.check_input(options.input, options.degrade)
     check_prior(options.prior)
     if options.out is not None:
+        check_writable("--out", options.out, options.out.resolve().parent)
         with as_usage("--out"):
             check_replaceable(options.out)
 

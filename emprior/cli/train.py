@@ -5,22 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emprior.cli._common import (
-    UsageError,
     add_command,
     add_device,
     as_json,
-    as_usage,
     check_device,
-    check_file,
+    check_writable,
     is_terminal,
+    read_config,
 )
 from emprior.cli._common import positive_float as seconds
-
-if TYPE_CHECKING:
-    from emprior.train.config import Config
 
 EXAMPLES = """
 emprior train mine.yaml --out runs/mine --set data.source=photos train.batch_size=64
@@ -49,9 +45,8 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    config = _config(options)
-    if options.out.exists() and not options.out.is_dir():
-        raise UsageError(f"--out {options.out} is a file. Give a folder.")
+    config = read_config(options.config, options.set)
+    check_writable("--out", options.out, options.out.absolute())
     check_device(options.device)
 
     from emprior.train import run_training
@@ -72,12 +67,3 @@ def run(options: argparse.Namespace) -> int:
         end = "; finished" if figures["finished"] else "; stopped before the end, the same command goes on"
         print(f"{figures['out']}: {figures['iterations']} iterations, {figures['images']} images{end}")
     return 0
-
-
-def _config(options: argparse.Namespace) -> Config:
-    from emprior.train.config import Config
-
-    path = check_file(options.config, "configuration")
-    config = Config.load(path)
-    with as_usage():
-        return Config.load(path, options.set) if options.set else config

@@ -17,8 +17,8 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
     r"""Reads the checkpoint of a folder and checks that it is one of this training.
 
     Raises:
-        ValueError: There is none, it cannot be read, or it was made with another network, density, schedule or
-            replay buffer.
+        ValueError: There is none, it cannot be read, or it was made by an earlier version, or with another network,
+            density, schedule or replay buffer.
     """
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
@@ -31,6 +31,11 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
             f"{path} cannot be read as a checkpoint of a training ({type(error).__name__}): it is damaged or something "
             "else. Start anew with --fresh, or choose another --out folder."
         ) from error
+    if "kind" not in saved or "facts" not in state:
+        raise ValueError(
+            f"{path} was written by an earlier version of emprior, which recorded less of the training. "
+            "Start anew with --fresh, or choose another --out folder."
+        )
     given = config.to_dict()
     for section in ("kind", "net", "density"):
         if saved[section] != given[section]:
@@ -58,7 +63,7 @@ def _check_chains(path: Path, state: dict[str, Any], count: int) -> None:
     if state["chains"] is None:
         return
     found = list(state["chains"].shape)
-    pairs = [2, *(image_shape(state) or [])]
+    pairs = [2, *state["facts"]["shape"]]
     if found[1:] != pairs:
         raise ValueError(
             f"{path} has a replay buffer of shape {found}, expected {[count, *pairs]}, chains beside their origins: "
@@ -69,10 +74,3 @@ def _check_chains(path: Path, state: dict[str, Any], count: int) -> None:
             f"{path} has a replay buffer of {found[0]} chains, so contrast.chains cannot become {count}. "
             f"Use --set contrast.chains={found[0]}, another --out folder, or start anew with --fresh."
         )
-
-
-def image_shape(state: dict[str, Any]) -> list[int] | None:
-    r"""Returns the shape of a checkpoint's images, `[C, H, W]`, or None where an early one does not tell."""
-    if "facts" in state:
-        return state["facts"]["shape"]
-    return None if state["chains"] is None else list(state["chains"].shape[-3:])

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from emprior.hub import Card, save_prior
 from emprior.priors.network import NetworkPrior
-from emprior.train import provenance
-from emprior.train.checkpoint import image_shape, read_checkpoint
+from emprior.train.checkpoint import read_checkpoint
 from emprior.train.config import Config
 from emprior.train.data import load_images
 from emprior.train.distributed import place
@@ -47,7 +46,7 @@ def export_prior(
         ValueError: There is no checkpoint, it is of another training, or the validation images do not fit.
     """
     state = read_checkpoint(checkpoint_dir, config)
-    facts = state.get("facts") or _facts(config, state)
+    facts = state["facts"]
     shape = tuple(facts["shape"])
     images = held_out_images(config, shape, held_out)
     network = MODELS[config.kind](config).network(shape[0])
@@ -94,18 +93,6 @@ def held_out_images(config: Config, shape: tuple[int, ...], count: int) -> Tenso
             f"{shape[0]}. Give others, or none: --set data.validation=null"
         )
     return images.float() / 255
-
-
-def _facts(config: Config, state: dict[str, Any]) -> dict[str, Any]:
-    r"""Restores what early checkpoints do not record, from the data and the present machine."""
-    images = load_images(config.data.source, config.data.size)
-    return {
-        "images": len(images),
-        "shape": image_shape(state) or list(images.shape[1:]),
-        "hardware": provenance.hardware(torch.device("cpu")),
-        "revision": provenance.revision(),
-        "torch": str(torch.__version__),
-    }
 
 
 def _describe(config: Config, network: nn.Module) -> str:

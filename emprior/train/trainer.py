@@ -17,7 +17,7 @@ from tqdm import tqdm
 from emprior._files import atomic
 from emprior._grid import save_grid
 from emprior.train import provenance
-from emprior.train.checkpoint import CHECKPOINT, image_shape, read_checkpoint
+from emprior.train.checkpoint import CHECKPOINT, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
 from emprior.train.derivative import CompiledLoss, gradient_of
 from emprior.train.distributed import World
@@ -257,8 +257,8 @@ class Trainer:
         if not path.exists():
             return False
         state = read_checkpoint(self.out, self.config, self.device)
-        shape, before = list(self.images.shape[1:]), image_shape(state)
-        if before not in (None, shape):
+        shape, before = list(self.images.shape[1:]), state["facts"]["shape"]
+        if before != shape:
             raise ValueError(
                 f"{path} was trained on images of shape {before}, but the data are {shape}. "
                 "Use the same data, another --out folder, or start anew with --fresh."
