@@ -16,8 +16,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-LARGEST_GRAM = 4096
-"""The largest Gram matrix that is diagonalised for an exact proximal step."""
+from emprior._rows import column
+
+LARGEST_RANK = 4096
+"""The most singular values that are found for an exact proximal step."""
 
 Gamma: TypeAlias = float | Tensor
 
@@ -79,7 +81,7 @@ class Downsampling(deepinv.physics.Downsampling):
             return super().prox_l2(z, y, gamma, use_fft=use_fft, **kwargs)
         z = _start(self, z, y)
         residual = y - self.A(z)
-        solved = torch.fft.fft2(residual) / (1 / _column(gamma, z) + self._gain())
+        solved = torch.fft.fft2(residual) / (1 / column(gamma, z).to(z) + self._gain())
         return z + self.A_adjoint(torch.fft.ifft2(solved).real)
 
     def _gain(self) -> Tensor | float:
@@ -94,10 +96,12 @@ class Downsampling(deepinv.physics.Downsampling):
 class MatrixPhysics(deepinv.physics.LinearPhysics):
     r"""The operator :math:`y = M \, \mathrm{vec}(x)`, with an exact proximal step.
 
-    With :math:`M M^\top = U \Lambda U^\top`, found once,
+    With :math:`M = U S V^\top`, found once,
 
     .. math:: \arg\min_x \tfrac{\gamma}{2} \|M x - y\|^2 + \tfrac{1}{2} \|x - z\|^2
-              = z + M^\top U (\gamma^{-1} + \Lambda)^{-1} U^\top (y - M z)
+              = z + V \frac{S}{\gamma^{-1} + S^2} U^\top (y - M z),
+
+    whose factor is at most :math:`\sqrt{\gamma} / 2`, for a singular matrix too.
 
     Arguments:
         matrix: The matrix, `(m, n)`.
@@ -107,7 +111,7 @@ class MatrixPhysics(deepinv.physics.LinearPhysics):
     def __init__(self, matrix: Tensor, shape: tuple[int, ...], **kwargs: Any) -> None:
         super().__init__(img_size=tuple(shape), **kwargs)
         self.register_buffer("matrix", matrix)
-        self._spectrum: tuple[Tensor, Tensor, Tensor] | None = None
+        self._spectrum: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def A(self, x: Tensor, **kwargs: Any) -> Tensor:
         return x.flatten(1) @ self.matrix.to(x).mT
@@ -116,25 +120,18 @@ class MatrixPhysics(deepinv.physics.LinearPhysics):
         return (y.flatten(1) @ self.matrix.to(y)).reshape(-1, *self.img_size)
 
     def prox_l2(self, z: Any, y: Tensor, gamma: Gamma, **kwargs: Any) -> Tensor:
-        if min(self.matrix.shape) > LARGEST_GRAM:
+        if min(self.matrix.shape) > LARGEST_RANK:
             return super().prox_l2(z, y, gamma, **kwargs)
         z = _start(self, z, y)
-        values, vectors = (part.to(z) for part in self.spectrum())
-        damping = 1 / _column(gamma, z).flatten(1) + values
-        rows, columns = self.matrix.shape
-        residual = y - self.A(z)
-        if rows <= columns:
-            return z + self.A_adjoint((residual @ vectors / damping) @ vectors.mT)
-        step = self.A_adjoint(residual).flatten(1)
-        return z + ((step @ vectors / damping) @ vectors.mT).reshape(z.shape)
+        left, values, right = (part.to(z) for part in self.spectrum())
+        factor = values / (1 / column(gamma, y).to(z) + values.square())
+        return z + (((y - self.A(z)) @ left * factor) @ right).reshape(z.shape)
 
-    def spectrum(self) -> tuple[Tensor, Tensor]:
-        r"""Returns the eigenvalues and eigenvectors of the smaller of :math:`M M^\top` and :math:`M^\top M`."""
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Returns `U`, `S` and :math:`V^\top`, `(m, k)`, `(k,)` and `(k, n)`, with `k` the lesser of `m` and `n`."""
         if self._spectrum is None or self._spectrum[0] is not self.matrix:
-            matrix = self.matrix.double()
-            gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
-            values, vectors = torch.linalg.eigh(gram)
-            self._spectrum = (self.matrix, values.clamp(min=0).to(self.matrix), vectors.to(self.matrix))
+            left, values, right = torch.linalg.svd(self.matrix.double(), full_matrices=False)
+            self._spectrum = (self.matrix, left.to(self.matrix), values.to(self.matrix), right.to(self.matrix))
         return self._spectrum[1:]
 
 
@@ -176,10 +173,6 @@ def _apply_real(module: Any, apply: Callable, fn: Callable, recurse: bool, spect
     apply(fn, recurse)
     refresh(module)
     return module
-
-
-def _column(gamma: Gamma, z: Tensor) -> Tensor:
-    return torch.as_tensor(gamma, dtype=z.dtype, device=z.device).reshape(-1, *(1,) * (z.ndim - 1))
 
 
 def _start(physics: Any, z: Any, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ density :math:`p(x) \propto \exp(-E(x))`, so that energies add where densities m
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from emprior._noise import Noise
+from emprior._rows import column
 from emprior._types import Image, PerImage
 
 
@@ -85,7 +87,7 @@ class Scaled(Energy):
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         value, gradient = self.energy.value_and_grad(x)
         weight = torch.as_tensor(self.weight, dtype=x.dtype, device=x.device)
-        return weight * value, weight.reshape(-1, *(1,) * (x.ndim - 1)) * gradient
+        return weight * value, column(weight, x) * gradient
 
 
 class Sum(Energy):
@@ -124,6 +126,9 @@ class Prior(Energy):
     time_unit: float = 1.0
     """The step of :math:`-\nabla E` that a unit of transport time amounts to; see `emprior.solvers.Flow`."""
 
+    noise_limit: float = math.inf
+    """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -144,7 +149,7 @@ class Prior(Energy):
 
         Arguments:
             x: Noisy images, `(B, *shape)`.
-            sigma: The noise's standard deviation in public units, a number or `(B,)`.
+            sigma: The noise's standard deviation in public units, a number or `(B,)`, at most `noise_limit`.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from emprior._noise import generator
+from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Fidelity
 
@@ -113,33 +114,69 @@ class GaussianFidelity(Fidelity):
     def prox(self, x: Image, gamma: float | PerImage) -> Image:
         r"""Returns :math:`(I + \gamma A^\top A / \sigma^2)^{-1} (x + \gamma A^\top y / \sigma^2)`.
 
-        It is computed as
-
-        .. math:: x + A^\top (\sigma^2 / \gamma + A A^\top)^{-1} (y - A x),
-
-        which leaves what the operator does not see as it is, however large :math:`\gamma`; by the operator's own
-        closed form where it has one, else by conjugate gradients, each row on its own, to the precision of its
-        type. For a nonlinear operator it is descended on to a relative gradient of 1e-4.
+        It is computed as a correction of `x`, which leaves what the operator does not see as it is, however large
+        :math:`\gamma`: by the operator's own closed form where it has one, else by conjugate gradients, each row on
+        its own. Single precision is not enough for either, whose errors of rounding are multiplied by up to
+        :math:`\gamma \|A\|^2 / \sigma^2`, so both work in double precision wherever the operator can. For a
+        nonlinear operator it is descended on to a relative gradient of 1e-4.
         """
         if not self.linear:
-            return self._descend(x, _column(gamma, x))
+            return self._descend(x, column(gamma, x).to(x))
         with torch.no_grad():
-            if self.closed and not isinstance(gamma, Tensor):
-                return self._closed_form(x, self._tiled(self.y, x), gamma)
-            misfit = self.misfit(x)
-            step = _column(gamma, misfit)
-            dual = conjugate_gradients(lambda r: r / step + self._push(self.pull(r, x)), misfit)
-            return x - self.pull(dual, x)
+            z, data = self._lift(x)
+            if data.closed and not isinstance(gamma, Tensor):
+                return data._closed_form(z, data._tiled(data.y, z), gamma).to(x)
+            return (z + data._correction(z, gamma, torch.finfo(x.dtype).eps)).to(x)
 
     def solve(self, v: Image, gamma: float | PerImage) -> Image:
         r"""Returns :math:`(I + \gamma A^\top A / \sigma^2)^{-1} v`."""
         if not self.linear:
             return v
         with torch.no_grad():
-            if self.closed and not isinstance(gamma, Tensor):
-                return self._closed_form(v, torch.zeros_like(self._tiled(self.y, v)), gamma)
-            step = _column(gamma, v)
-            return conjugate_gradients(lambda p: p + step * self.curve(p), v)
+            z, data = self._lift(v)
+            if data.closed and not isinstance(gamma, Tensor):
+                return data._closed_form(z, torch.zeros_like(data._tiled(data.y, z)), gamma).to(v)
+            step, goal = column(gamma, z).to(z), 10 * torch.finfo(v.dtype).eps * _norm(z)
+            return conjugate_gradients(lambda p: p + step * data.curve(p), z, goal).to(v)
+
+    def _lift(self, x: Image) -> tuple[Image, GaussianFidelity]:
+        r"""Returns rows and the data term in double precision, or as they are where the operator has none."""
+        return (x, self) if self.double_precision is None else (x.double(), self.double_precision)
+
+    @cached_property
+    def double_precision(self) -> GaussianFidelity | None:
+        r"""The data term in double precision, if it is not so itself and if its adjoint is then exact to 1e-13."""
+        if self.y.dtype == torch.float64:
+            return None
+        random = generator("adjoint")
+        try:
+            twin = GaussianFidelity(self.operator, self.y.double(), self.sigma)
+            y = torch.randn(self.y.shape, generator=random, dtype=torch.float64).to(twin.y)
+            back = twin._map(twin.operator.A_adjoint, y)
+            x = torch.randn(back.shape, generator=random, dtype=torch.float64).to(twin.y)
+            forward = twin._map(twin.operator.A, x)
+            gap = (dot(forward, y) - dot(x, back)).abs()
+            return twin if bool((gap <= 1e-13 * (dot(forward, forward) * dot(y, y)).sqrt()).all()) else None
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            return None
+
+    def _correction(self, x: Image, gamma: float | PerImage, eps: float) -> Image:
+        r"""Returns :math:`d = \mathrm{prox}(x) - x` to an error of about :math:`10\, \mathrm{eps}\, \|x\|`.
+
+        With :math:`B = A / \sigma` and :math:`r = B x - y / \sigma` it is the solution of the smaller of
+
+        .. math:: (\gamma^{-1} + B^\top B)\, d = -B^\top r, \qquad
+                  (\gamma^{-1} + B B^\top)\, u = r, \quad d = -B^\top u,
+
+        whose residuals reach `d` multiplied by at most :math:`\gamma` and :math:`\sqrt{\gamma} / 2`.
+        """
+        misfit, error = self.misfit(x), 10 * eps * _norm(x)
+        if misfit[0].numel() > x[0].numel():
+            step = column(gamma, x).to(x)
+            return -conjugate_gradients(lambda d: d / step + self.curve(d), self.pull(misfit, x), error / step)
+        step, error = column(gamma, misfit).to(misfit), error.reshape(-1, *(1,) * (misfit.ndim - 1))
+        dual = conjugate_gradients(lambda u: u / step + self._push(self.pull(u, x)), misfit, error / step.sqrt())
+        return -self.pull(dual, x)
 
     def _closed_form(self, z: Image, y: Tensor, gamma: float) -> Image:
         from emprior._physics import proximal
@@ -171,31 +208,33 @@ class GaussianFidelity(Fidelity):
     def _solves(self, x: Image, y: Tensor, back: Image, gamma: float, ratio: float) -> bool:
         z = self._closed_form(x, y, gamma)
         error = z - x + ratio * (self.operator.A_adjoint(self.operator.A(z)) - back)
-        size = _dot(x, x).sqrt() + ratio * _dot(back, back).sqrt()
-        return bool(_dot(error, error).sqrt() <= 100 * torch.finfo(x.dtype).eps * size)
+        size = _norm(x) + ratio * _norm(back)
+        return bool(_norm(error) <= 100 * torch.finfo(x.dtype).eps * size)
 
     def _descend(self, x: Image, step: Tensor, steps: int = 200, tolerance: float = 1e-4) -> Image:
         r"""Descends on :math:`f(z) + \|z - x\|^2 / 2 \gamma` by Barzilai-Borwein steps with backtracking."""
 
+        def product(a: Tensor, b: Tensor) -> Tensor:
+            return column(dot(a, b), x)
+
         def objective(z: Image) -> tuple[Tensor, Image]:
             value, gradient = self.value_and_grad(z)
-            return value.reshape(step_shape) + _dot(z - x, z - x) / (2 * step), gradient + (z - x) / step
+            return column(value, x) + product(z - x, z - x) / (2 * step), gradient + (z - x) / step
 
-        step_shape = (-1, *(1,) * (x.ndim - 1))
         z = x
         value, gradient = objective(z)
-        goal = tolerance**2 * _dot(gradient, gradient)
+        goal = tolerance**2 * product(gradient, gradient)
         reach = step.expand_as(value).clone()
         for _ in range(steps):
-            active = _dot(gradient, gradient) > goal
+            active = product(gradient, gradient) > goal
             if not active.any():
                 break
             trial = z - reach * gradient
             there, slope = objective(trial)
-            taken = active & (there <= value - 1e-4 * reach * _dot(gradient, gradient))
+            taken = active & (there <= value - 1e-4 * reach * product(gradient, gradient))
             move, change = trial - z, slope - gradient
-            product = _dot(move, change)
-            fresh = torch.where(product > 0, _dot(move, move) / product, 2 * reach)
+            bend = product(move, change)
+            fresh = torch.where(bend > 0, product(move, move) / bend, 2 * reach)
             reach = torch.where(taken, fresh, torch.where(active, reach / 4, reach))
             z, value = torch.where(taken, trial, z), torch.where(taken, there, value)
             gradient = torch.where(taken, slope, gradient)
@@ -204,7 +243,7 @@ class GaussianFidelity(Fidelity):
     def _level(self, rows: Tensor) -> float | Tensor:
         if isinstance(self.sigma, float):
             return self.sigma
-        return _column(self.sigma.repeat(len(rows) // self.images), rows)
+        return column(self.sigma.repeat(len(rows) // self.images), rows)
 
     def _map(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         if not self.per_image:
@@ -213,40 +252,35 @@ class GaussianFidelity(Fidelity):
 
 
 def conjugate_gradients(
-    operator: Callable[[Tensor], Tensor], b: Tensor, steps: int = 500, tolerance: float | None = None
+    operator: Callable[[Tensor], Tensor], b: Tensor, goal: Tensor | None = None, steps: int = 2000
 ) -> Tensor:
     r"""Solves :math:`M x = b` for symmetric positive definite `M`, each row of the batch on its own.
 
-    A row stands still once its relative residual is below `tolerance`, so that it does not
-    depend on its neighbours.
+    A row stands still once the norm of its residual is below its goal, or 10 units of rounding of `b`, so that it
+    does not depend on its neighbours.
 
     Arguments:
         operator: The map `M` over rows `(B, *shape)`.
         b: The right-hand sides `(B, *shape)`.
+        goal: The norm of the residual of each row, as a column.
         steps: The most iterations.
-        tolerance: By default 10 units of rounding of the rows' type.
     """
-    tolerance = 10 * torch.finfo(b.dtype).eps if tolerance is None else tolerance
     x, r = torch.zeros_like(b), b
-    p, square = r, _dot(r, r)
-    goal = square * tolerance**2
+    p, square = r, column(dot(r, r), b)
+    least = square * (10 * torch.finfo(b.dtype).eps) ** 2
+    least = least if goal is None else torch.maximum(least, goal.square())
     for _ in range(steps):
-        active = square > goal
+        active = square > least
         if not active.any():
             break
         q = operator(p)
-        alpha = torch.where(active, square / _dot(p, q), 0)
+        alpha = torch.where(active, square / column(dot(p, q), b), 0)
         x, r = x + alpha * p, r - alpha * q
-        fresh = torch.where(active, _dot(r, r), square)
+        fresh = torch.where(active, column(dot(r, r), b), square)
         p = torch.where(active, r + fresh / square * p, p)
         square = fresh
     return x
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
-
-
-def _column(gamma: float | PerImage, x: Tensor) -> Tensor:
-    gamma = torch.as_tensor(gamma, dtype=x.dtype, device=x.device)
-    return gamma.reshape(-1, *(1,) * (x.ndim - 1)) if gamma.ndim else gamma
+def _norm(x: Tensor) -> Tensor:
+    return column(dot(x, x).sqrt(), x)

@@ -2,13 +2,15 @@ r"""The paths from noise to data on which an energy is trained, and the clean im
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from emprior._check import nearest
+from emprior._check import make
+from emprior._rows import column
 
 
 class Interpolant(ABC):
@@ -38,6 +40,11 @@ class Interpolant(ABC):
         r"""The curvature of `V` at the data, :math:`\lim_{s \to 0} a / s`."""
 
     @property
+    def noise_limit(self) -> float:
+        r"""The largest noise level that the path knows, :math:`s / k` at its end, in `[-1, 1]` units."""
+        return math.inf
+
+    @property
     def near(self) -> float:
         r"""The fraction up to which the data's own noise is learned, so that noise must be independent of data."""
         return 0.0
@@ -48,8 +55,8 @@ class Interpolant(ABC):
 
     def mix(self, x1: Tensor, x0: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns :math:`x_s` and the regression target :math:`a x_0 - b x_1` of the gradient there."""
-        a, b, k = self.coefficients(_column(s, x1))
-        return k * x1 + _column(s, x1) * x0, a * x0 - b * x1
+        a, b, k = self.coefficients(column(s, x1))
+        return k * x1 + column(s, x1) * x0, a * x0 - b * x1
 
     def gain(self, s: Tensor) -> Tensor:
         r"""Returns :math:`s / (a k + s b)`, the error of the clean estimate for a unit error of the gradient."""
@@ -59,12 +66,12 @@ class Interpolant(ABC):
 
     def endpoint(self, x: Tensor, gradient: Tensor, s: Tensor) -> Tensor:
         r"""Returns the clean estimate at `x`, for `s > 0`."""
-        s = _column(s, x)
+        s = column(s, x)
         a, b, k = self.coefficients(s)
         return (a * x - s * gradient) / (a * k + s * b)
 
     def fraction(self, sigma: Tensor) -> Tensor:
-        r"""Returns the `s` with :math:`s / k(s) = \sigma`, for noise levels `sigma` in `[-1, 1]` units, at most 1."""
+        r"""Returns the `s` with :math:`s / k(s) = \sigma`, for noise levels `sigma` up to `noise_limit`."""
         low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
         for _ in range(64):
             s = (low + high) / 2
@@ -165,7 +172,7 @@ class Denoising(Interpolant):
 
     .. math:: a = s, \qquad b = 0, \qquad k = 1.
 
-    It knows no more noise than that (0.5 in public units): a continuation must start there.
+    It knows no more noise than that (0.5 in public units), so that continuations and annealed chains start there.
 
     References:
         | Gradient Step Denoiser for Convergent Plug-and-Play (Hurault et al., 2022)
@@ -176,6 +183,10 @@ class Denoising(Interpolant):
 
     @property
     def stiffness(self) -> float:
+        return 1.0
+
+    @property
+    def noise_limit(self) -> float:
         return 1.0
 
     def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,19 +200,10 @@ OBJECTIVES: dict[str, type[Interpolant]] = {
 }
 
 
-def make_interpolant(objective: str, **arguments: float) -> Interpolant:
+def make_interpolant(objective: str, /, **arguments: float) -> Interpolant:
     r"""Makes a path by the name of its objective.
 
     Raises:
         ValueError: The name is unknown, or an argument is unknown or out of range.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"unknown objective {objective!r}. {nearest(objective, OBJECTIVES)}")
-    try:
-        return OBJECTIVES[objective](**arguments)
-    except TypeError as error:
-        raise ValueError(f"objective {objective!r}: {error}. Compare density.arguments with its docs.") from error
-
-
-def _column(s: Tensor, x: Tensor) -> Tensor:
-    return s.reshape(-1, *(1,) * (x.ndim - 1)) if s.ndim else s
+    return make(OBJECTIVES, "density.objective", objective, arguments)

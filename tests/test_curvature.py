@@ -11,6 +11,8 @@ from emprior._noise import Noise
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.interaction import Interaction
+from emprior.interpolant import Denoising, EnergyMatching, EquilibriumMatching
+from emprior.priors import NetworkPrior
 from emprior.solvers import ULA
 from emprior.solvers.curvature import largest_curvature, prior_curvature
 
@@ -91,3 +93,33 @@ def test_curvature_of_a_nonlinear_operator_is_unknown():
     fidelity = GaussianFidelity(dinv.physics.Physics(A=lambda x, **_: x.tanh()), images(2), sigma=0.1)
     with pytest.raises(ValueError, match=r"nonlinear operator is unknown.*method='mala'"):
         largest_curvature(fidelity, images(2))
+
+
+class Bowl(torch.nn.Module):
+    r"""`V(z) = k |z|^2 / 2`, the potential whose curvature at the data is `k`."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, z):
+        return self.k * z.square().flatten(1).sum(1) / 2
+
+
+@pytest.mark.parametrize(
+    ("path", "k"),
+    [
+        (EnergyMatching(0.06), 1 / 0.06),
+        (EnergyMatching(0.002), 500.0),
+        (EnergyMatching(0.0), 1 / 0.01),
+        (EquilibriumMatching(0.2, 40.0), 200.0),
+        (Denoising(), 1.0),
+    ],
+    ids=str,
+)
+def test_curvature_of_a_network_is_that_of_its_target_at_the_data(path, k):
+    r"""With no score zone it is that of thermal noise of `epsilon`, here 0.01, a pixel."""
+    prior = NetworkPrior(Bowl(k), (1, 2, 2), path, epsilon=0.01)
+    hessian = torch.autograd.functional.hessian(lambda x: prior(x).sum(), images(1)[..., :2, :2]).reshape(4, 4)
+    assert prior.curvature == pytest.approx(4 * k / 0.01)
+    assert prior.curvature == pytest.approx(float(torch.linalg.eigvalsh(hessian).max()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from laws import Model, assert_drawn_from, flow_step, model
 
 from emprior import as_operator
 from emprior._noise import Noise
@@ -22,32 +23,18 @@ def rand(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def exact_law(flow, prior, steps, weight, H, b, repulsion):
-    r"""The recursion `x' = (I + h H)^{-1} (x - h (w C^{-1} (x - m) - R x) + sqrt(2 h θ) n + h b)` of mean and
-    covariance from `N(m, C)`, for the samples of an image side by side."""
+def exact_law(flow, prior, fidelity, steps, weight, repulsion):
+    r"""The mean and covariance from `N(m, C)`, for the samples of an image side by side."""
+    H, b, C, m = model(fidelity, prior)
     samples = len(repulsion) // SIZE
-    beside = torch.eye(samples, dtype=torch.float64)
-    h, C = flow.step_size * prior.time_unit, torch.kron(beside, prior.covariance_matrix())
-    m, b, eye = prior.mean.flatten().repeat(samples), b.repeat(samples), torch.eye(len(C), dtype=torch.float64)
-    S = torch.linalg.inv(eye + h * torch.kron(beside, H))
-    move = S @ (eye - h * (weight * torch.linalg.inv(C) - repulsion))
-    push = h * S @ (weight * torch.linalg.solve(C, m) + b)
-    mean, law = m, C
+    beside, h = torch.eye(samples, dtype=torch.float64), flow.step_size * prior.time_unit
+    joint = Model(torch.kron(beside, H), b.repeat(samples), torch.kron(beside, C), m.repeat(samples))
+    move, push, S = flow_step(joint, h, weight, repulsion)
+    mean, law = joint.m, joint.C
     for k in range(steps):
         heat = min(1.0, max(0.0, (k * flow.step_size - flow.tau_star) / (1 - flow.tau_star)))
         mean, law = move @ mean + push, move @ law @ move.mT + 2 * h * heat * S @ S.mT
     return mean, law
-
-
-def assert_drawn_from(rows, mean, law):
-    r"""Rows `(N, d)` against `N(mean, law)`, in standard errors of the whitened mean and covariance."""
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(law), (rows - mean).mT, upper=False).mT
-    eye = torch.eye(len(law), dtype=torch.float64)
-    means = white.mean(0) * len(rows) ** 0.5
-    products = (white.mT @ white / len(rows) - eye) / ((1 + eye) / len(rows)).sqrt()
-    for z in (means, products):
-        assert z.abs().max() < 4.5
-    assert products.square().mean() < 1.5
 
 
 @pytest.mark.parametrize("steps", [21, 40], ids=["warming", "warm"])
@@ -68,10 +55,9 @@ def test_flow_has_the_exact_law_of_its_iteration(weight, samples, strength, mask
         region = torch.ones(SHAPE).double() if mask is None else mask.expand(SHAPE)
         apart = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
         repulsion = 2 / strength**2 * torch.kron(apart, region.flatten().square().diag())
-    mean, law = exact_law(
-        flow, prior, steps, weight, matrix.mT @ matrix / SIGMA**2, matrix.mT @ y / SIGMA**2, repulsion
-    )
-    fidelity = GaussianFidelity(as_operator(matrix, SHAPE), y.expand(IMAGES, -1), SIGMA)
+    operator = as_operator(matrix, SHAPE)
+    mean, law = exact_law(flow, prior, GaussianFidelity(operator, y[None], SIGMA), steps, weight, repulsion)
+    fidelity = GaussianFidelity(operator, y.expand(IMAGES, -1), SIGMA)
     noise = Noise([(s, i) for s in range(samples) for i in range(IMAGES)], dtype=torch.float64)
     x = torch.zeros(samples * IMAGES, *SHAPE, dtype=torch.float64)
     end = run([Stage(flow, steps)], Posterior(fidelity, prior, weight, interaction), x, noise, IMAGES).x

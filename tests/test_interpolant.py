@@ -85,6 +85,13 @@ def test_continuous_at_the_edges_of_the_blend(edge):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
+def test_the_noise_limit_is_the_noise_at_the_end_of_the_path(path):
+    k = float(path.coefficients(torch.ones(1, dtype=torch.float64))[2])
+    assert path.noise_limit == (1 / k if k else float("inf"))
+    assert NetworkPrior(Quadratic(1.0), (2, 3, 3), path, epsilon=0.01).noise_limit == path.noise_limit / 2
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
 def test_stiffness_is_the_slope_of_the_target_at_the_data(path):
     s = torch.tensor(1e-9, dtype=torch.float64)
     slope = float(path.coefficients(s)[0] / s)
@@ -131,7 +138,7 @@ class Quadratic(nn.Module):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.25, 0.5])
+@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.25, 0.5, 1.0, 3.0])
 def test_denoising_white_images_is_the_wiener_filter(path, sigma):
     r"""For x1 ~ N(0, tau^2), E[a x0 - b x1 | x] = (a s - b k tau^2) / (k^2 tau^2 + s^2) x."""
     tau = 0.7
@@ -140,6 +147,11 @@ def test_denoising_white_images_is_the_wiener_filter(path, sigma):
     factor = (a * s - b * k * tau**2) / (k**2 * tau**2 + s**2)
     prior = NetworkPrior(Quadratic(factor), (2, 3, 3), path, epsilon=0.01)
     x, _ = pair(4)
+    if 2 * sigma > path.noise_limit:
+        for levels in (sigma, torch.tensor([0.1, 0.1, sigma, 0.1])):
+            with pytest.raises(ValueError, match=rf"sigma is {sigma:g}, but .* ends at 0.5. Pass sigma=0.5 or less"):
+                prior.denoise(x, levels)
+        return
     expected = (tau**2 / (tau**2 + (2 * sigma) ** 2) * (2 * x - 1) + 1) / 2
     torch.testing.assert_close(prior.denoise(x, sigma), expected, rtol=1e-9, atol=1e-9)
     levels = torch.full((4,), sigma, dtype=torch.float64)

@@ -56,7 +56,12 @@ def test_matrices_are_differentiable(kind):
 
 OWN = {
     "deepinv's blur": (lambda: deepinv.physics.BlurFFT((3, 8, 8), torch.ones(1, 1, 5, 5) / 25), (3, 8, 8)),
+    "deepinv's downsampling": (
+        lambda: deepinv.physics.Downsampling((3, 8, 8), filter="bicubic", factor=2, padding="circular"),
+        (3, 8, 8),
+    ),
     "no closed form": (lambda: as_operator(scipy.sparse.csr_matrix(MATRIX.numpy()), SHAPE), SHAPE),
+    "computed tomography": (lambda: deepinv.physics.Tomography(16, 8, circle=False, normalize=True), (1, 8, 8)),
 }
 PROBLEMS = {
     name: (lambda name=name: emprior.load_problem(name).operator, (3, 32, 32)) for name in emprior.list_problems()
@@ -68,11 +73,85 @@ def test_the_proximal_step_keeps_single_precision(name):
     """However small the noise and large the step, in what the operator sees and in what it does not."""
     make, shape = (OWN | PROBLEMS)[name]
     operator, x = make(), normal(2, *shape, dtype=torch.float32, seed=1)
-    y = operator.A(normal(2, *shape, dtype=torch.float32, seed=2))
+    clean = operator.A(normal(2, *shape, dtype=torch.float32, seed=2))
     operator.noise_model = deepinv.physics.GaussianNoise(1e-3)
-    single = GaussianFidelity(operator, y).prox(x, 18.0)
-    double = GaussianFidelity(operator, y.double()).prox(x.double(), 18.0)
-    assert (single - double).abs().max() < 1e-3
+    for y in (clean, clean + normal(*clean.shape, dtype=torch.float32, seed=3)):
+        single = GaussianFidelity(operator, y).prox(x, 18.0)
+        double = GaussianFidelity(operator, y.double()).prox(x.double(), 18.0)
+        assert (single - double).abs().max() < 1e-5 * double.abs().max()
+
+
+def integers(*shape, seed):
+    return (4 * normal(*shape, seed=seed)).round()
+
+
+SYSTEMS = {
+    "tall": integers(240, 60, seed=3),
+    "square": integers(60, 60, seed=3),
+    "wide": integers(ROWS, 60, seed=3),
+    "tall, of rank 20": integers(240, 20, seed=3) @ integers(20, 60, seed=4),
+    "square, of rank 20": integers(60, 20, seed=3) @ integers(20, 60, seed=4),
+    "wide, of rank 8": integers(ROWS, 8, seed=3) @ integers(8, 60, seed=4),
+}
+"""Matrices of integers over a power of 2, which single precision holds exactly."""
+SYSTEMS = {name: matrix / 2 ** matrix.square().mean().sqrt().log2().round() for name, matrix in SYSTEMS.items()}
+
+
+def exact_prox(matrix, z, y, gamma):
+    """`z + V s / (1 / gamma + s^2) U' (y - M z)`, in double precision, without the null space."""
+    U, s, V = torch.linalg.svd(matrix, full_matrices=False)
+    s = s * (s > 1e-12 * s.max())
+    residual = y.double() - z.double().flatten(1) @ matrix.mT
+    return z + ((residual @ U * (s / (1 / gamma + s**2))) @ V).reshape(z.shape)
+
+
+def outside(name, seed=2):
+    """A matrix, single-precision images, and measurements of which most is not in its range."""
+    matrix = SYSTEMS[name]
+    return matrix, *(normal(2, *shape, dtype=torch.float32, seed=seed) for shape in (SHAPE, (len(matrix),)))
+
+
+@pytest.mark.parametrize("sigma", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("make", [torch.Tensor.float, scipy.sparse.csr_matrix], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_single_precision_data_steps_are_exact_whatever_the_rank(name, make, sigma):
+    matrix, z, y = outside(name)
+    fidelity = GaussianFidelity(as_operator(make(matrix), SHAPE), y, sigma)
+    for gamma in (18.0, torch.tensor([18.0, 0.02])):
+        step = torch.as_tensor(gamma, dtype=torch.float64).reshape(-1, 1) / sigma**2
+        for found, exact in (
+            (fidelity.prox(z, gamma), exact_prox(matrix, z, y, step)),
+            (fidelity.solve(z, gamma), exact_prox(matrix, z, 0 * y, step)),
+        ):
+            assert found.dtype == torch.float32
+            assert (found - exact).abs().max() < 3e-6 * exact.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_proximal_step_of_a_dense_matrix_keeps_single_precision(name):
+    matrix, z, y = outside(name)
+    for gamma in (1e2, 1.8e7):
+        exact = exact_prox(matrix, z, y, gamma)
+        found = as_operator(matrix.float(), SHAPE).prox_l2(z, y, gamma)
+        assert (found - exact).abs().max() < 1e-5 * exact.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("name", ["tall", "wide"])
+@pytest.mark.parametrize("refuses", [True, False])
+def test_an_operator_without_double_precision_gets_the_smaller_system(name, refuses):
+    matrix, z, y = outside(name)
+    M = matrix.float()
+
+    def cast(v):
+        return v if refuses else v.float()
+
+    operator = deepinv.physics.LinearPhysics(
+        A=lambda x, **_: (cast(x).flatten(1) @ M.mT).to(x),
+        A_adjoint=lambda v, **_: (cast(v) @ M).reshape(z.shape).to(v),
+    )
+    fidelity = GaussianFidelity(operator, y, 1e-3)
+    assert fidelity.double_precision is None
+    assert (fidelity.prox(z, 18.0) - exact_prox(matrix, z, y, 1.8e7)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("rows", [ROWS, 90])

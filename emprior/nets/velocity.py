@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emprior._rows import column
 from emprior.nets.potential import pad_to_multiple
 from emprior.nets.unet import UNet
 
@@ -38,7 +39,7 @@ class Velocity(nn.Module):
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         r"""Maps images `(B, C, H, W)` at noise fractions `(B,)` to velocities `(B, C, H, W)`."""
         height, width = x.shape[-2:]
-        level = s.to(x).reshape(-1, 1, 1, 1).expand(-1, 1, height, width)
+        level = column(s.to(x), x).expand(-1, 1, height, width)
         padded = pad_to_multiple(torch.cat([x, level], dim=1), self.field.stride)
         return F.pixel_shuffle(self.field(padded), self.field.patch)[..., :height, :width]
 

@@ -2,6 +2,7 @@ r"""The learned prior."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from emprior._compiled import CompiledGradient
 from emprior._noise import Noise
+from emprior._rows import column
+from emprior._schedule import heat
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
 from emprior.interpolant import Interpolant
@@ -19,6 +22,13 @@ CHUNK = 64
 
 STEPS, STEP_SIZE = 325, 0.01
 """Langevin steps of :meth:`NetworkPrior.sample`, and their size."""
+
+TAU_STAR = 0.9
+"""The transport time at which :meth:`NetworkPrior.sample` begins to warm."""
+
+SETTINGS = {"map": {"steps": 36, "tolerance": 0.1}}
+"""The solver settings of a prior for which no others were validated. The mode of a learned density is smoother than
+any image, so that the descent ends soon after the continuation."""
 
 
 class NetworkPrior(Prior):
@@ -49,8 +59,11 @@ class NetworkPrior(Prior):
         super().__init__(shape)
         self.potential = potential.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.fused: CompiledGradient | None = None
+        self.settings = {method: dict(values) for method, values in SETTINGS.items()}
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
-        self.curvature = 4 * min(interpolant.stiffness, 1 / epsilon) / epsilon
+        stiffness = interpolant.stiffness if math.isfinite(interpolant.stiffness) else 1 / epsilon
+        self.curvature = 4 * stiffness / epsilon
+        self.noise_limit = interpolant.noise_limit / 2
         self.time_unit = epsilon / 4
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
@@ -86,11 +99,18 @@ class NetworkPrior(Prior):
         Arguments:
             x: Noisy images, `(B, C, H, W)`.
             sigma: The noise's standard deviation in public units, a positive number or `(B,)`.
+
+        Raises:
+            ValueError: It is above :attr:`noise_limit`.
         """
         levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        if math.isfinite(self.noise_limit) and bool((levels > self.noise_limit).any()):
+            raise ValueError(
+                f"sigma is {float(levels.max()):g}, but the path of prior {self.title!r}, {self.interpolant}, ends at "
+                f"{self.noise_limit:g}. Pass sigma={self.noise_limit:g} or less, or use a prior of another objective."
+            )
         s = self.interpolant.fraction(2 * levels)
-        k = self.interpolant.coefficients(s)[2].reshape(-1, *(1,) * (x.ndim - 1))
-        z = k * (2 * x - 1)
+        z = column(self.interpolant.coefficients(s)[2], x) * (2 * x - 1)
         return (self.interpolant.endpoint(z, self.potential_gradient(z), s) + 1) / 2
 
     def potential_gradient(self, z: Tensor) -> Tensor:
@@ -153,10 +173,10 @@ class NetworkPrior(Prior):
         z = noise.normal(*self.shape)
         watch(0, (z + 1) / 2)
         for index in range(steps):
-            heat = self.epsilon * min(1.0, max(0.0, (index * step_size - 0.9) / 0.1))
+            temperature = self.epsilon * heat(index * step_size, TAU_STAR, step_size)
             z = z - step_size * self.potential_gradient(z)
-            if heat > 0:
-                z = z + (2 * step_size * heat) ** 0.5 * noise.normal(*self.shape)
+            if temperature > 0:
+                z = z + (2 * step_size * temperature) ** 0.5 * noise.normal(*self.shape)
             bar.update()
             watch(index + 1, (z + 1) / 2)
         return (z + 1) / 2

@@ -33,7 +33,7 @@ class Annealing(Solver):
 
     Arguments:
         steps: The number of noise levels.
-        start: The first noise level, in public units.
+        start: The first noise level, in public units; at most the prior's `noise_limit`.
         stop: The last noise level, in public units.
         trust: The factor :math:`\rho`.
     """
@@ -51,7 +51,7 @@ class Annealing(Solver):
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         posterior, shape = as_posterior(energy, "Annealing"), state.x.shape[1:]
         fidelity, prior = posterior.fidelity, posterior.prior
-        sigma = falling(self.start, self.stop, state.count, self.steps)
+        sigma = falling(self.start, self.stop, state.count, self.steps, prior.noise_limit)
         u = prior.denoise(state.x + sigma * noise.normal(*shape), sigma)
         r = self.trust * sigma**2 / posterior.weight
         if fidelity.linear:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emprior._noise import Noise
+from emprior._rows import column
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Posterior
 from emprior.result import Status
@@ -286,11 +287,6 @@ def _run_stage(
         out.judge(state.done, stalled)
 
 
-def column(values: PerImage, x: Tensor) -> Tensor:
-    r"""Reshapes one number per row so that it multiplies rows `x`."""
-    return values.reshape(-1, *(1,) * (x.ndim - 1))
-
-
 def as_posterior(energy: Energy, method: str) -> Posterior:
     r"""Returns `energy` as the data term and the prior that `method` treats apart.
 
@@ -305,12 +301,7 @@ def as_posterior(energy: Energy, method: str) -> Posterior:
     return energy
 
 
-def falling(start: float, stop: float, index: int, count: int) -> float:
-    r"""Returns the noise level `index` of `count`, falling geometrically from `start` to `stop`."""
+def falling(start: float, stop: float, index: int, count: int, limit: float) -> float:
+    r"""Returns the noise level `index` of `count`, falling geometrically from `start` to `stop`, at most `limit`."""
     share = index / max(1, count - 1)
-    return start ** (1 - share) * stop**share
-
-
-def dot(a: Tensor, b: Tensor) -> PerImage:
-    r"""Returns the inner product of each row of `a` with that of `b`."""
-    return (a * b).flatten(1).sum(1)
+    return min(limit, min(start, limit) ** (1 - share) * min(stop, limit) ** share)

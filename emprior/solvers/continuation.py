@@ -21,9 +21,10 @@ class Continuation(Solver):
 
     with :math:`D` the prior's denoiser, one gradient of the energy, so that the mean over `m` draws estimates the
     gradient of the energy smoothed by noise. The draws are white, each by itself, and sum to zero, which takes
-    every odd power of the noise out of the error of that mean. :math:`\sigma_k` falls geometrically from `start` to
-    `stop` over levels :math:`k = 0, \dots, K - 1`. Each smoothed problem is nearly convex and hands its solution
-    to a sharper one.
+    the term linear in the noise out of the error of that mean. Of the higher odd powers none remains for
+    :math:`m = 2`, and some do for more draws, such as :math:`n_1^3 + n_2^3 + n_3^3 = 3 n_1 n_2 n_3`.
+    :math:`\sigma_k` falls geometrically from `start` to `stop` over levels :math:`k = 0, \dots, K - 1`. Each
+    smoothed problem is nearly convex and hands its solution to a sharper one.
 
     References:
         | Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023)
@@ -33,7 +34,7 @@ class Continuation(Solver):
 
     Arguments:
         steps: The number of noise levels.
-        start: The first noise level, in public units.
+        start: The first noise level, in public units; at most the prior's `noise_limit`.
         stop: The last noise level, in public units.
         trust: The factor :math:`\rho`, the squared error of the clean estimate relative to the noise.
         draws: The number `m` of noise draws at each level.
@@ -51,7 +52,7 @@ class Continuation(Solver):
 
     def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
         posterior = as_posterior(energy, "Continuation")
-        sigma = falling(self.start, self.stop, state.count, self.steps)
+        sigma = falling(self.start, self.stop, state.count, self.steps, posterior.prior.noise_limit)
         clean = [posterior.prior.denoise(state.x + sigma * n, sigma) for n in self._balanced(noise, state.x)]
         x = posterior.fidelity.prox(torch.stack(clean).mean(0), self.trust * sigma**2 / posterior.weight)
         return State(x, state.count + 1, state.done, None), Info(evaluations=self.draws)

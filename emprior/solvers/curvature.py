@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from emprior._noise import generator
+from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Fidelity, Posterior, Prior, Scaled, Sum
-from emprior.solvers.base import column, dot
 
 
 def largest_curvature(energy: Energy, x: Image, steps: int = 30) -> PerImage:

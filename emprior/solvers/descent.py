@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from emprior._noise import Noise
+from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Sum
-from emprior.solvers.base import Info, Solver, State, column, dot
+from emprior.solvers.base import Info, Solver, State
 
 
 @dataclass(frozen=True)

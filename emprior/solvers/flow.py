@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from emprior._noise import Noise
+from emprior._schedule import heat
 from emprior._types import Image
 from emprior.energy import Energy, Posterior, Prior
 from emprior.solvers.base import Info, Solver, State
@@ -50,14 +51,14 @@ class Flow(Solver):
         prior = posterior.prior if posterior else energy
         assert isinstance(prior, Prior)
         time = state.count * self.step_size if self.fresh else 1.0
-        heat = min(1.0, max(0.0, (time - self.tau_star) / max(1 - self.tau_star, self.step_size)))
+        warmth = heat(time, self.tau_star, self.step_size)
         h = self.step_size * prior.time_unit
         _, gradient = prior.value_and_grad(state.x)
         x = state.x - h * (posterior.weight if posterior else 1.0) * gradient
         if posterior and posterior.interaction is not None:
             x = x - h * posterior.interaction.value_and_grad(state.x)[1]
-        if heat > 0:
-            x = x + (2 * h * heat) ** 0.5 * noise.normal(*x.shape[1:])
+        if warmth > 0:
+            x = x + (2 * h * warmth) ** 0.5 * noise.normal(*x.shape[1:])
         if posterior:
             x = posterior.fidelity.prox(x, h)
         return State(x, state.count + 1, state.done, None), Info()

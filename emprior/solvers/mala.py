@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from emprior._noise import Noise
+from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Fidelity, Posterior
-from emprior.solvers.base import Info, Solver, State, column, dot
+from emprior.solvers.base import Info, Solver, State
 from emprior.solvers.curvature import prior_curvature
 
 

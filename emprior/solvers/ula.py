@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from emprior._noise import Noise
+from emprior._rows import column
 from emprior._types import Image, PerImage
 from emprior.energy import Energy
-from emprior.solvers.base import Info, Solver, State, column
+from emprior.solvers.base import Info, Solver, State
 from emprior.solvers.curvature import check_curvature, largest_curvature
 
 

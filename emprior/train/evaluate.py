@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emprior._noise import Noise, generator
+from emprior._rows import dot
 from emprior._types import PerImage
 from emprior.denoiser import NetworkDenoiser
 from emprior.metrics import psnr
@@ -33,7 +34,7 @@ def drift(prior: NetworkPrior, images: Tensor) -> PerImage:
     """
     z = 2 * images - 1
     gradients = torch.cat([prior.potential_gradient(part) for part in z.split(256)])
-    return -(gradients * z).flatten(1).sum(1) / z.square().flatten(1).sum(1)
+    return -dot(gradients, z) / dot(z, z)
 
 
 def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: float = 0.01) -> dict[str, Any]:

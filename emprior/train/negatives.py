@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from emprior._rows import column
+from emprior._schedule import heat
 from emprior.train.config import Contrast
 
 Gradient = Callable[[Tensor], Tensor]
@@ -26,7 +28,7 @@ def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, g
     """
     for temperature in epsilon:
         n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        scale = (2 * step_size * temperature).sqrt().reshape(-1, *(1,) * (x.ndim - 1))
+        scale = column((2 * step_size * temperature).sqrt(), x)
         x = x - step_size * gradient(x) + scale * n
     return x
 
@@ -68,7 +70,7 @@ class ReplayBuffer:
         x, origin = self.chains[rows].unbind(1)
         restarts = torch.rand(len(x), generator=generator, device=device) < c.restart
         donors = data[torch.randint(len(data), (len(x),), generator=generator, device=device)]
-        restarts = restarts[:, None, None, None]
+        restarts = column(restarts, x)
         x, origin = torch.where(restarts, donors, x), torch.where(restarts, donors, origin)
         epsilon = torch.full((c.langevin_steps,), self.epsilon, device=device)
         x = langevin(gradient, x, epsilon, c.step_size, generator)
@@ -89,8 +91,7 @@ def fresh_negatives(
     shape = data.shape[1:]
     noise = torch.randn(half, *shape, generator=generator, device=data.device)
     donors = torch.randint(len(data), (c.batch_size - half,), generator=generator, device=data.device)
-    t = torch.arange(c.langevin_steps, device=data.device) * c.step_size
-    heating = epsilon * ((t - c.tau_star) / max(1 - c.tau_star, c.step_size)).clamp(0, 1)
+    warmth = [heat(k * c.step_size, c.tau_star, c.step_size) for k in range(c.langevin_steps)]
     temperature = torch.full((c.langevin_steps, c.batch_size), epsilon, device=data.device)
-    temperature[:, :half] = heating[:, None]
+    temperature[:, :half] *= torch.tensor(warmth, device=data.device)[:, None]
     return langevin(gradient, torch.cat([noise, data[donors]]), temperature, c.step_size, generator)

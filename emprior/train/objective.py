@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from emprior._rows import column
 from emprior.interpolant import Interpolant
 
 FLOOR = 0.02
@@ -104,8 +105,8 @@ class VelocityMatchingLoss(nn.Module):
 
     def forward(self, x1: Tensor, x0: Tensor, s: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         r"""Returns the loss and its detached term; arguments as for :class:`GradientMatchingLoss`."""
-        column = s.reshape(-1, *(1,) * (x1.ndim - 1))
-        error = (self.velocity((1 - column) * x1 + column * x0, s) - (x0 - x1)).float().square().flatten(1).mean(1)
+        t = column(s, x1)
+        error = (self.velocity((1 - t) * x1 + t * x0, s) - (x0 - x1)).float().square().flatten(1).mean(1)
         weight = 1.0 if self.balance is None else s.square() / s.clamp(min=FLOOR).pow(self.balance)
         loss = (weight * error).mean()
         return loss, {"transport": loss.detach()}
