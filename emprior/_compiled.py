@@ -87,7 +87,8 @@ class CompiledGradient:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns `V` `(B,)` and its gradient at `x`, both detached."""
-        value, gradient = self.graph({name: p.detach() for name, p in self.potential.named_parameters()}, x.detach())
+        x = x.detach().contiguous(memory_format=torch.channels_last)
+        value, gradient = self.graph({name: p.detach() for name, p in self.potential.named_parameters()}, x)
         return value, gradient
 
     def derivative(self, parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,6 +169,17 @@ def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
     assert (buffer.chains[:, 1] == 1).all()
 
 
+def test_chains_age_by_shares_before_their_first_use():
+    r"""Of V = |x|^2 / 2 at temperature 0, K steps multiply a chain by (1 - h)^K."""
+    settings = Contrast(chains=6, batch_size=2, step_size=0.1, age=9)
+    before = normal(6, 2, 1, 2, 2)
+    buffer = ReplayBuffer(settings, 0.0, 0.0, before.clone())
+    buffer.age(slope(), generator())
+    expected = torch.tensor([3, 3, 6, 6, 9, 9], dtype=torch.float64)
+    torch.testing.assert_close(buffer.chains[:, 0], 0.9 ** expected[:, None, None, None] * before[:, 0])
+    assert torch.equal(buffer.chains[:, 1], before[:, 1])
+
+
 def test_replay_is_deterministic():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5)
     one, two = (

@@ -19,7 +19,7 @@ CONFIG = Config(
     net=Net(arguments={"widths": [8, 8], "blocks": 1}),
     train=Train(batch_size=8, precision="fp32", compile=False, log_every=2, sample_every=0),
     transport=Transport(steps=4, warmup=2),
-    contrast=Contrast(steps=4, warmup=1, chains=12, batch_size=4, langevin_steps=2, restart=0.3),
+    contrast=Contrast(steps=4, warmup=1, chains=12, batch_size=4, langevin_steps=2, age=3, restart=0.3),
 )
 
 

@@ -86,7 +86,7 @@ class NetworkPrior(Prior):
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         if self.fused is None:
             return super().value_and_grad(x)
-        value, gradient = self.fused((2 * x - 1).contiguous(memory_format=torch.channels_last))
+        value, gradient = self.fused(2 * x - 1)
         return value / self.epsilon, 2 * gradient / self.epsilon
 
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
@@ -117,7 +117,7 @@ class NetworkPrior(Prior):
         r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, differentiable if `z` is."""
         follow = torch.is_grad_enabled() and z.requires_grad
         if self.fused is not None and not follow:
-            return self.fused(z.contiguous(memory_format=torch.channels_last))[1]
+            return self.fused(z)[1]
         with torch.enable_grad():
             leaf = z if follow else z.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf, create_graph=follow)

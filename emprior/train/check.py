@@ -49,6 +49,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "langevin_steps": WHOLE,
         "step_size": POSITIVE,
         "tau_star": SHARE,
+        "age": COUNT,
         "restart": SHARE,
         "strength": COUNT,
         "trim": BELOW_ONE,

@@ -127,6 +127,7 @@ class Contrast:
         langevin_steps: Langevin steps an iteration: 10 to 20 for `replay`, 200 for `fresh`.
         step_size: The Langevin step.
         tau_star: The time up to which fresh chains from noise run at temperature 0.
+        age: The most Langevin steps that replay chains run before the first iteration.
         restart: The share of replay chains restarted from data each time they are used.
         strength: The weight of the contrast.
         trim: The share of the highest negative energies that is left out; published for fresh chains: 0.1.
@@ -144,6 +145,7 @@ class Contrast:
     langevin_steps: int = 12
     step_size: float = 0.01
     tau_star: float = 0.9
+    age: int = 0
     restart: float = 0.01
     strength: float = 4e-3
     trim: float = 0.0

@@ -56,6 +56,17 @@ class ReplayBuffer:
     def __init__(self, settings: Contrast, epsilon: float, thermal: float, chains: Tensor) -> None:
         self.settings, self.epsilon, self.thermal, self.chains = settings, epsilon, thermal, chains
 
+    def age(self, gradient: Gradient, generator: torch.Generator) -> None:
+        r"""Runs the chains before their first use, each batch of them for another share of `settings.age` steps.
+
+        Young chains stand where they started, and a contrast with them alone does not see where old ones go.
+        """
+        parts = torch.arange(len(self.chains), device=self.chains.device).split(self.settings.batch_size)
+        for index, rows in enumerate(parts):
+            steps = round(self.settings.age * (index + 1) / len(parts))
+            epsilon = torch.full((steps,), self.epsilon, device=self.chains.device)
+            self.chains[rows, 0] = langevin(gradient, self.chains[rows, 0], epsilon, self.settings.step_size, generator)
+
     def draw(self, gradient: Gradient, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         r"""Advances a random batch of chains and returns their origins and them.
 
