@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from emprior._noise import Noise
+from emprior._rows import column
 from emprior._types import Image, PerImage
 
 CHUNK = 64
@@ -39,9 +40,9 @@ class NetworkDenoiser(nn.Module):
         r"""Returns the clean estimate of images `(B, C, H, W)` in `[0, 1]` under noise `sigma`, a number or `(B,)`."""
         level = 2 * torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         s = level / (1 + level)
-        column = s.reshape(-1, *(1,) * (x.ndim - 1))
-        z = (1 - column) * (2 * x - 1)
-        return (z - column * self.velocity(z, s) + 1) / 2
+        share = column(s, x)
+        z = (1 - share) * (2 * x - 1)
+        return (z - share * self.velocity(z, s) + 1) / 2
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, steps: int = 100, progress: bool = False) -> Image:

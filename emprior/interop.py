@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from emprior._noise import Noise
+from emprior._rows import column
 from emprior._types import Image, PerImage
 from emprior.denoiser import NetworkDenoiser
 from emprior.energy import Energy, Prior, Scaled, Sum
@@ -192,9 +193,8 @@ def _denoiser_class() -> type:
 
         def forward(self, x: Image, sigma: float | Tensor, **kwargs: Any) -> Image:
             level = _per_image(sigma, x, "sigma")
-            noisy = (level > 0).reshape(-1, *(1,) * (x.ndim - 1))
-            clean = self.prior.denoise(x, torch.where(level > 0, level, torch.ones_like(level)))
-            return torch.where(noisy, clean, x)
+            clean = self.prior.denoise(x, torch.where(level > 0, level, torch.full_like(level, 0.1)))
+            return torch.where(column(level > 0, x), clean, x)
 
     return EnergyDenoiser
 

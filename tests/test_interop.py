@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from emprior.interop import as_deepinv_prior, as_denoiser, proximal
-from emprior.priors import GaussianMixturePrior, GaussianPrior
+from emprior.interpolant import Denoising
+from emprior.nets import make_potential
+from emprior.priors import GaussianMixturePrior, GaussianPrior, NetworkPrior
 from emprior.solvers import Descent
 
 deepinv = pytest.importorskip("deepinv")
@@ -224,3 +226,12 @@ def test_messages():
 def test_import_without_deepinv():
     code = "import emprior.interop, sys; sys.exit('deepinv' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_noise_is_left_as_it_is_by_a_prior_that_knows_little_noise():
+    potential = make_potential("inner_product", channels=1, widths=[4, 6], blocks=1)
+    prior = NetworkPrior(potential, (1, 8, 8), Denoising(), epsilon=0.01)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    clean = as_denoiser(prior)(x, torch.tensor([0.0, 0.3]))
+    assert torch.equal(clean[0], x[0])
+    torch.testing.assert_close(clean[1:], prior.denoise(x[1:], 0.3))
