@@ -212,8 +212,10 @@ def test_a_terminated_process_leaves_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_killed_process_resumes_bit_for_bit(tmp_path, compiled):
     overrides = ["transport.steps=300", "contrast.steps=60", "train.precision=fp32", "train.checkpoint_every=0.2"]
+    overrides.append(f"train.compile={compiled}")
     with start(tmp_path, "whole", *overrides) as run:
         assert run.communicate(timeout=300)[0].strip() == "finished"
     kills = 0
