@@ -73,7 +73,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(stage(w) for w in widths[:-1])
         self.shrink = nn.ModuleList(Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.bottom = stage(widths[-1])
-        self.grow = nn.ModuleList(Conv2d(b, 4 * a, 1) for a, b in pairs)
+        self.widen = nn.ModuleList(Conv2d(b, 4 * a, 1) for a, b in pairs)
         self.up = nn.ModuleList(stage(w) for w in widths[:-1])
         self.last = Conv2d(widths[0], outputs, 3, padding=1, bias=False)
 
@@ -85,6 +85,6 @@ class UNet(nn.Module):
             skips.append(h)
             h = shrink(h)
         h = self.bottom(h)
-        for stage, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
-            h = stage(skip + spread(grow(h)))
+        for stage, widen, skip in zip(reversed(self.up), reversed(self.widen), reversed(skips), strict=True):
+            h = stage(skip + spread(widen(h)))
         return self.last(h)

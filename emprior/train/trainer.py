@@ -173,12 +173,10 @@ class Trainer:
             if contrast.negatives == "fresh":
                 positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
                 return positives, fresh_negatives(contrast, density.epsilon, self.gradient, positives, random)
-            young = self.chains is None
-            chains = self.chains = self.initial_chains(contrast.chains) if self.chains is None else self.chains
-            buffer = ReplayBuffer(contrast, density.epsilon, thermal, chains)
-            if young:
-                buffer.age(self.gradient, random)
-            return buffer.draw(self.gradient, x1, random)
+            if self.chains is None:
+                self.chains = self.initial_chains(contrast.chains)
+                ReplayBuffer(contrast, density.epsilon, thermal, self.chains).age(self.gradient, random)
+            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.gradient, x1, random)
 
     def initial_chains(self, count: int) -> Tensor:
         rows = torch.arange(count) * self.world.size + self.world.rank
