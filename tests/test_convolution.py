@@ -70,8 +70,8 @@ def test_autocast_reaches_every_product():
 
 def test_a_layer_that_is_not_trained_is_pytorchs_own():
     layer, _ = pair(GEOMETRIES[0])
-    assert "_Product" in type(layer(image()).grad_fn).__name__
-    assert "_Product" not in type(layer.requires_grad_(False)(image()).grad_fn).__name__
+    assert "_Partial" in type(layer(image()).grad_fn).__name__
+    assert "_Partial" not in type(layer.requires_grad_(False)(image()).grad_fn).__name__
 
 
 def test_spread_puts_each_quarter_of_the_channels_on_its_pixel():
