@@ -78,7 +78,7 @@ class NetworkPrior(Prior):
     def accelerate(self) -> None:
         r"""Compiles :math:`\nabla V`, for each batch shape at its first use.
 
-        That takes up to a minute, and afterwards a gradient is about 1.3 times as fast (`emprior profile gradient`), up
+        That takes up to a minute, and afterwards a gradient is about 1.2 times as fast (`emprior profile gradient`), up
         to rounding the same: for long chains and many images. Without a compiler there is a warning and no change.
         """
         self.fused = CompiledGradient(self.potential)
