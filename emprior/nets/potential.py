@@ -72,6 +72,40 @@ class LocalPotential(nn.Module):
         return total(left * right)
 
 
+class SquaredNormPotential(nn.Module):
+    r"""The potential of an image-to-image network `f`,
+
+    .. math:: V(x) = \frac{1}{2} \|f(x)\|^2, \qquad \nabla V(x) = J_f(x)^\top f(x).
+
+    `f` learns what is not image in `x`. `V` is bounded below, and where `f` is small, so is the gradient, in
+    every direction: what moves along the data costs little, whatever the errors of `f`.
+
+    References:
+        | Gradient Step Denoiser for Convergent Plug-and-Play (Hurault et al., 2022)
+        | https://arxiv.org/abs/2110.03220
+        | Should EBMs model the energy or the score? (Salimans and Ho, 2021)
+        | https://openreview.net/forum?id=9AS-TF2jRNb
+
+    Arguments:
+        channels: The number of image channels.
+        patch: The side of the space-to-depth patch, in pixels.
+        widths: The feature channels of each level of the U-Net, finest first.
+        blocks: The residual blocks of each level.
+    """
+
+    def __init__(
+        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
+    ) -> None:
+        super().__init__()
+        self.field = UNet(channels, channels * patch**2, patch, widths, blocks)
+        self.stride = self.field.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
+        f = self.field(pad_to_multiple(x, self.stride))
+        return total(f.to(torch.promote_types(f.dtype, torch.float32)).square()) / 2
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     r"""Extends `(B, C, H, W)` to the right and below, by reflection, to a multiple of `multiple`."""
     height, width = x.shape[-2:]
@@ -87,4 +121,5 @@ def total(terms: Tensor) -> Tensor:
 POTENTIALS: dict[str, Callable[..., nn.Module]] = {
     "inner_product": InnerProductPotential,
     "local": LocalPotential,
+    "squared_norm": SquaredNormPotential,
 }
