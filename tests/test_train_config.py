@@ -105,6 +105,7 @@ def test_missing_file(tmp_path):
         ("density.arguments={bland: 0.1}", "unexpected keyword argument 'bland'"),
         ("density.objective=energy", r"density.objective .* Did you mean 'energy_matching'\?"),
         ("train.betas=[0.9, 1.0]", "train.betas are"),
+        ("contrast.noise=[0.4, 0.04]", r"contrast.noise is .*two rising positive numbers"),
         ("data.source=''", "data.source is empty"),
         ("kind=denoisr", r"kind is 'denoisr', which is unknown. Did you mean 'denoiser'"),
     ],

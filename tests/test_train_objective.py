@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from emprior.interpolant import EnergyMatching
 from emprior.train.config import Contrast
 from emprior.train.derivative import gradient_of
-from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin
+from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin, view_noise
 from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
 
@@ -134,7 +135,7 @@ def test_langevin_at_temperature_zero_is_descent():
 
 
 def replay(settings, chains, thermal=0.0):
-    return ReplayBuffer(settings, 0.1, thermal, chains)
+    return ReplayBuffer(settings, 0.1, thermal, view_noise(settings).to(chains), chains)
 
 
 def rows(x):
@@ -142,27 +143,28 @@ def rows(x):
 
 
 def test_replay_changes_only_the_rows_it_draws():
-    settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0)
-    before = normal(20, 2, 1, 2, 2)
+    settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0, views=0.5)
+    before = normal(20, 3, 1, 2, 2)
     buffer = replay(settings, before.clone())
     origins, drawn = buffer.draw(slope(), normal(4, 1, 2, 2), generator())
     changed = (buffer.chains != before).flatten(1).any(1)
     assert int(changed.sum()) == 6
-    assert rows(buffer.chains[changed]) == rows(torch.stack([drawn, origins], dim=1))
-    assert torch.equal(buffer.chains[:, 1], before[:, 1])
+    assert rows(buffer.chains[changed, 1]) == rows(origins)
+    assert torch.equal(buffer.chains[:, 1:], before[:, 1:])
+    assert drawn.shape == (6, 1, 2, 2)
 
 
 def test_replay_restarts_from_data_and_keeps_it_beside():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=1, step_size=1e-12, restart=1.0)
     data = 100 + normal(4, 1, 2, 2)
-    origins, drawn = replay(settings, normal(20, 2, 1, 2, 2)).draw(slope(), data, generator())
+    origins, drawn = replay(settings, normal(20, 3, 1, 2, 2)).draw(slope(), data, generator())
     torch.testing.assert_close(drawn, origins, rtol=0, atol=1e-5)
     assert torch.cdist(origins.flatten(1), data.flatten(1)).min(1).values.max() == 0
 
 
 def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
     settings = Contrast(chains=4000, batch_size=4000, langevin_steps=1, restart=0.0)
-    buffer = replay(settings, torch.ones(4000, 2, 1, 1, 1, dtype=torch.float64), thermal=0.3)
+    buffer = replay(settings, torch.ones(4000, 3, 1, 1, 1, dtype=torch.float64), thermal=0.3)
     origins, _ = buffer.draw(slope(), torch.zeros(4, 1, 1, 1), generator())
     assert abs(float(origins.mean()) - 1) < 4 * 0.3 / 4000**0.5
     assert abs(float(origins.std()) - 0.3) < 4 * 0.3 / 8000**0.5
@@ -172,18 +174,61 @@ def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
 def test_chains_age_by_shares_before_their_first_use():
     r"""Of V = |x|^2 / 2 at temperature 0, K steps multiply a chain by (1 - h)^K."""
     settings = Contrast(chains=6, batch_size=2, step_size=0.1, age=9)
-    before = normal(6, 2, 1, 2, 2)
-    buffer = ReplayBuffer(settings, 0.0, 0.0, before.clone())
+    before = normal(6, 3, 1, 2, 2)
+    buffer = ReplayBuffer(settings, 0.0, 0.0, view_noise(settings), before.clone())
     buffer.age(slope(), generator())
     expected = torch.tensor([3, 3, 6, 6, 9, 9], dtype=torch.float64)
     torch.testing.assert_close(buffer.chains[:, 0], 0.9 ** expected[:, None, None, None] * before[:, 0])
-    assert torch.equal(buffer.chains[:, 1], before[:, 1])
+    assert torch.equal(buffer.chains[:, 1:], before[:, 1:])
+
+
+@pytest.mark.parametrize("step_size", [0.05, 0.5])
+def test_replay_chains_have_the_variance_of_the_density_whatever_their_step(step_size):
+    r"""V = k |x|^2 / 2 at temperature e has variance e / k."""
+    k, epsilon, count = 2.0, 0.1, 40_000
+    settings = Contrast(chains=count, batch_size=count, langevin_steps=round(4 / step_size), step_size=step_size)
+    buffer = replay(settings, torch.zeros(count, 3, 1, 1, 1, dtype=torch.float64))
+    _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
+    assert abs(float(x.square().mean()) - epsilon / k) < 4 * epsilon / k * (2 / count) ** 0.5
+
+
+def test_replay_chains_follow_the_posterior_of_their_views():
+    r"""Given y = x1 + s n, V = k |x|^2 / 2 at temperature e has precision k / e + 1 / s^2 and mean y / s^2 of that."""
+    k, epsilon, count, sigma = 2.0, 0.1, 30_000, 0.4
+    settings = Contrast(
+        chains=count, batch_size=count, langevin_steps=40, step_size=0.2, restart=1.0, views=1.0, noise=(0.2, 0.2)
+    )
+    buffer = replay(settings, torch.zeros(count, 3, 1, 1, 1, dtype=torch.float64))
+    buffer.draw(slope(k), torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64), generator())
+    views = buffer.chains[:, 2].flatten()
+    assert abs(float(views.mean()) - 0.7) < 4 * sigma / count**0.5
+    assert abs(float(views.std()) - sigma) < 4 * sigma / (2 * count) ** 0.5
+
+    settings = Contrast(
+        chains=count, batch_size=count, langevin_steps=40, step_size=0.2, restart=0.0, views=1.0, noise=(0.2, 0.2)
+    )
+    buffer = replay(settings, buffer.chains)
+    _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
+    precision = k / epsilon + sigma**-2
+    total = sigma**2 * (1 / sigma**2 / precision) ** 2 + 1 / precision
+    assert abs(float(x.mean()) - 0.7 / sigma**2 / precision) < 4 * (total / count) ** 0.5
+    assert abs(float(x.var()) - total) < 5 * total * (2 / count) ** 0.5
+
+
+def test_a_share_of_the_chains_is_given_views_of_all_noise_levels():
+    settings = Contrast(chains=1000, views=0.3, noise=(0.05, 0.4))
+    sigma = view_noise(settings)
+    given = sigma[sigma.isfinite()]
+    assert abs(len(given) / 1000 - 0.3) < 0.01
+    assert 0.1 <= float(given.min()) < 0.11
+    assert 0.75 < float(given.max()) <= 0.8
+    assert abs(float(given.log().median()) - math.log(0.1 * 8**0.5)) < 0.1
 
 
 def test_replay_is_deterministic():
-    settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5)
+    settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5, views=0.5)
     one, two = (
-        replay(settings, normal(20, 2, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), generator(3))
+        replay(settings, normal(20, 3, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), generator(3))
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

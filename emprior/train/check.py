@@ -51,6 +51,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "tau_star": SHARE,
         "age": COUNT,
         "restart": SHARE,
+        "views": SHARE,
         "strength": COUNT,
         "trim": BELOW_ONE,
         "clamp": COUNT,
@@ -89,6 +90,10 @@ def check_config(config: Config, processes: int = 1) -> None:
                          "--set data.source=PATH")  # fmt: skip
     if not all(0 <= beta < 1 for beta in config.train.betas):
         raise ValueError(f"train.betas are {config.train.betas}, expected two numbers in [0, 1): [0.9, 0.99]")
+    if not 0 < config.contrast.noise[0] <= config.contrast.noise[1]:
+        raise ValueError(
+            f"contrast.noise is {config.contrast.noise}, expected two rising positive numbers: [0.04, 0.4]"
+        )
     make_interpolant(config.density.objective, **config.density.arguments)
     _check_relations(config, processes)
 

@@ -63,10 +63,10 @@ def _check_chains(path: Path, state: dict[str, Any], count: int) -> None:
     if state["chains"] is None:
         return
     found = list(state["chains"].shape)
-    pairs = [2, *state["facts"]["shape"]]
-    if found[1:] != pairs:
+    rows = [3, *state["facts"]["shape"]]
+    if found[1:] != rows:
         raise ValueError(
-            f"{path} has a replay buffer of shape {found}, expected {[count, *pairs]}, chains beside their origins: "
+            f"{path} has a replay buffer of shape {found}, expected {[count, *rows]}, chains with origins and views: "
             "another version of emprior wrote it. Start anew with --fresh, or choose another --out folder."
         )
     if found[0] != count:

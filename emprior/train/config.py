@@ -129,6 +129,8 @@ class Contrast:
         tau_star: The time up to which fresh chains from noise run at temperature 0.
         age: The most Langevin steps that replay chains run before the first iteration.
         restart: The share of replay chains restarted from data each time they are used.
+        views: The share of replay chains that are given a noisy view of their origin.
+        noise: The least and the largest noise of the views, in public units.
         strength: The weight of the contrast.
         trim: The share of the highest negative energies that is left out; published for fresh chains: 0.1.
         clamp: The weighted contrast is bounded below by minus this.
@@ -147,6 +149,8 @@ class Contrast:
     tau_star: float = 0.9
     age: int = 0
     restart: float = 0.01
+    views: float = 0.0
+    noise: tuple[float, float] = (0.04, 0.4)
     strength: float = 4e-3
     trim: float = 0.0
     clamp: float = 0.02

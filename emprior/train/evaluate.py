@@ -2,7 +2,6 @@ r"""Figures of a prior on held-out images, for its card."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from emprior._types import PerImage
 from emprior.denoiser import NetworkDenoiser
 from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
+from emprior.train.negatives import postprocess, postprocessed
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
 
@@ -37,10 +37,14 @@ def drift(prior: NetworkPrior, images: Tensor) -> PerImage:
     return -dot(gradients, z) / dot(z, z)
 
 
-def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: float = 0.01) -> dict[str, Any]:
-    r"""Runs unadjusted Langevin at the prior's temperature from clean images, and follows their statistics.
+def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: float = 1 / 6) -> dict[str, Any]:
+    r"""Runs Langevin at the prior's temperature from clean images, and follows their statistics.
 
-    .. math:: z \leftarrow z - h \nabla V(z) + \sqrt{2 h \epsilon}\, n
+    Arguments:
+        prior: The prior.
+        images: Clean images in `[0, 1]`, `(B, C, H, W)`.
+        steps: The steps, see :func:`emprior.train.negatives.postprocessed`.
+        step_size: The step, in units of the inverse curvature of `V` at the data (0.01 where that is infinite).
 
     Returns:
         At steps 0, 100 and `steps`: the standard deviation of all pixels in `[0, 1]`, the mean energy
@@ -49,19 +53,18 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     z = 2 * images - 1
     noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
     marks = {0, min(100, steps // 2), steps}
+    h = step_size / prior.interpolant.stiffness or 0.01
     out: dict[str, list[float]] = {"step": [], "pixel_std": [], "energy": [], "spread": []}
     for step in range(steps + 1):
         if step in marks:
+            x = postprocess(z, noise.normal(*z.shape[1:]), prior.epsilon, h) if step else z
             with torch.no_grad():
-                v = torch.cat([prior.potential(part) for part in z.split(256)])
-            figures = (step, float(z.std()) / 2, float(v.mean()), float(v.std(correction=0)))
+                v = torch.cat([prior.potential(part) for part in x.split(256)])
+            figures = (step, float(x.std()) / 2, float(v.mean()), float(v.std(correction=0)))
             for key, value in zip(out, figures, strict=True):
                 out[key].append(round(value, 4))
-        if step == steps:
-            break
-        n = noise.normal(*z.shape[1:]).to(z)
-        gradient = torch.cat([prior.potential_gradient(part) for part in z.split(256)])
-        z = z - step_size * gradient + math.sqrt(2 * step_size * prior.epsilon) * n
+        if step < steps:
+            z = postprocessed(prior.potential_gradient, z, noise.normal(*z.shape[1:]), prior.epsilon, h)
     return out
 
 

@@ -33,28 +33,86 @@ def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, g
     return x
 
 
+def postprocessed(gradient: Gradient, z: Tensor, n: Tensor, epsilon: float, step_size: float) -> Tensor:
+    r"""Does one Langevin step of :math:`z`, such that :func:`postprocess` of it has the right variance.
+
+    .. math:: z \leftarrow z - h \nabla V(z + \sqrt{h \epsilon / 2}\, n) + \sqrt{2 h \epsilon}\, n, \qquad
+              x = z + \sqrt{h \epsilon / 2}\, n'
+
+    Where `V` is quadratic, `x` follows :math:`e^{-V / \epsilon}` exactly, however long the step; of :func:`langevin`
+    it would be too wide by half a step.
+
+    References:
+        | Postprocessed Integrators for the High Order Integration of Ergodic SDEs (Vilmart, 2015)
+        | https://doi.org/10.1137/140974328
+    """
+    x = postprocess(z, n, epsilon, step_size)
+    return z - step_size * gradient(x) + (2 * step_size * epsilon) ** 0.5 * n
+
+
+def postprocess(z: Tensor, n: Tensor, epsilon: float, step_size: float) -> Tensor:
+    r"""Returns :math:`z + \sqrt{h \epsilon / 2}\, n`."""
+    return z + (step_size * epsilon / 2) ** 0.5 * n
+
+
+def view_noise(settings: Contrast) -> Tensor:
+    r"""Returns the noise of each chain's view, in `[-1, 1]`, `(chains,)`.
+
+    A share `views` of the chains has one, of levels spread evenly in the logarithm over `noise`; for the rest it is
+    infinite.
+    """
+    index = torch.arange(settings.chains, dtype=torch.float64)
+    low, high = settings.noise
+    sigma = 2 * low * (high / low) ** (0.6180339887498949 * index % 1)
+    return torch.where(0.7548776662466927 * index % 1 < settings.views, sigma, torch.inf).float()
+
+
+def start_chains(images: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    r"""Returns chains at their origins, images `(N, C, H, W)` in `[-1, 1]`, with views under noise `sigma`, `(N,)`."""
+    n = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    noise = column(torch.where(sigma.isfinite(), sigma, 0), images)
+    return torch.stack([images, images, images + noise * n], dim=1)
+
+
 class ReplayBuffer:
     r"""Persistent chains at the prior's temperature, each beside the data it started from.
 
     Contrasting a chain with its own origin, under fresh thermal noise, leaves the expected gradient as it
     is and takes the spread between images out of it: a chain stays near its origin for long, and what the
-    two differ by is the drift.
+    two differ by is the drift. A share of the chains is given a noisy view :math:`y = x_1 + \sigma n` of the origin
+    :math:`x_1` and follows
+
+    .. math:: p(x \mid y) \propto \exp\left(-\frac{V(x)}{\epsilon} - \frac{\|x - y\|^2}{2 \sigma^2}\right),
+
+    of which its origin is a draw if the density is right: a contrast where posteriors are sampled. The chains take
+    the steps of :func:`postprocessed`.
 
     References:
         | Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
         | (Tieleman, 2008)
-        | Implicit Generation and Modeling with Energy-Based Models (Du and Mordatch, 2019)
-        | https://arxiv.org/abs/1903.08689
+        | Learning Energy-Based Models by Diffusion Recovery Likelihood (Gao et al., 2021)
+        | https://arxiv.org/abs/2012.08125
 
     Arguments:
         settings: The contrast.
         epsilon: The temperature of the chains.
         thermal: The standard deviation of the noise of the data under that temperature, in `[-1, 1]`.
-        chains: The chains and their origins, `(N, 2, C, H, W)`, changed in place.
+        sigma: The noise of each chain's view, in `[-1, 1]`, infinite for a chain without one, `(N,)`.
+        chains: Of each chain `z`, its origin and its view, `(N, 3, C, H, W)`, changed in place.
     """
 
-    def __init__(self, settings: Contrast, epsilon: float, thermal: float, chains: Tensor) -> None:
-        self.settings, self.epsilon, self.thermal, self.chains = settings, epsilon, thermal, chains
+    def __init__(self, settings: Contrast, epsilon: float, thermal: float, sigma: Tensor, chains: Tensor) -> None:
+        self.settings, self.epsilon, self.thermal = settings, epsilon, thermal
+        self.sigma, self.chains = sigma, chains
+
+    def advance(self, rows: Tensor, steps: int, gradient: Gradient, generator: torch.Generator) -> None:
+        r"""Runs some chains."""
+        z, _, view = self.chains[rows].unbind(1)
+        pull = column(self.epsilon / self.sigma[rows].square(), z)
+        for _ in range(steps):
+            n = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            z = postprocessed(lambda x: gradient(x) + pull * (x - view), z, n, self.epsilon, self.settings.step_size)
+        self.chains[rows, 0] = z
 
     def age(self, gradient: Gradient, generator: torch.Generator) -> None:
         r"""Runs the chains before their first use, each batch of them for another share of `settings.age` steps.
@@ -63,12 +121,10 @@ class ReplayBuffer:
         """
         parts = torch.arange(len(self.chains), device=self.chains.device).split(self.settings.batch_size)
         for index, rows in enumerate(parts):
-            steps = round(self.settings.age * (index + 1) / len(parts))
-            epsilon = torch.full((steps,), self.epsilon, device=self.chains.device)
-            self.chains[rows, 0] = langevin(gradient, self.chains[rows, 0], epsilon, self.settings.step_size, generator)
+            self.advance(rows, round(self.settings.age * (index + 1) / len(parts)), gradient, generator)
 
     def draw(self, gradient: Gradient, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        r"""Advances a random batch of chains and returns their origins and them.
+        r"""Advances a random batch of chains and returns their origins, under thermal noise, and them.
 
         Arguments:
             gradient: The gradient of `V`.
@@ -78,15 +134,14 @@ class ReplayBuffer:
         c = self.settings
         device = self.chains.device
         rows = torch.randperm(len(self.chains), generator=generator, device=device)[: c.batch_size]
-        x, origin = self.chains[rows].unbind(1)
-        restarts = torch.rand(len(x), generator=generator, device=device) < c.restart
-        donors = data[torch.randint(len(data), (len(x),), generator=generator, device=device)]
-        restarts = column(restarts, x)
-        x, origin = torch.where(restarts, donors, x), torch.where(restarts, donors, origin)
-        epsilon = torch.full((c.langevin_steps,), self.epsilon, device=device)
-        x = langevin(gradient, x, epsilon, c.step_size, generator)
-        self.chains[rows] = torch.stack([x, origin], dim=1)
-        return origin + self.thermal * torch.randn(x.shape, generator=generator, device=device), x
+        restarts = torch.rand(len(rows), generator=generator, device=device) < c.restart
+        donors = data[torch.randint(len(data), (len(rows),), generator=generator, device=device)]
+        fresh = start_chains(donors, self.sigma[rows], generator)
+        self.chains[rows] = torch.where(column(restarts, fresh), fresh, self.chains[rows])
+        self.advance(rows, c.langevin_steps, gradient, generator)
+        z, origin, _ = self.chains[rows].unbind(1)
+        noise = torch.randn((2, *z.shape), generator=generator, device=device, dtype=z.dtype)
+        return origin + self.thermal * noise[0], postprocess(z, noise[1], self.epsilon, c.step_size)
 
 
 def fresh_negatives(

@@ -24,7 +24,7 @@ from emprior.train.distributed import World
 from emprior.train.interrupt import Interrupt
 from emprior.train.log import Log
 from emprior.train.model import MODELS, draw
-from emprior.train.negatives import ReplayBuffer, fresh_negatives
+from emprior.train.negatives import ReplayBuffer, fresh_negatives, start_chains, view_noise
 from emprior.train.stream import Batch, Stream
 
 logger = logging.getLogger("emprior")
@@ -173,15 +173,19 @@ class Trainer:
             if contrast.negatives == "fresh":
                 positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
                 return positives, fresh_negatives(contrast, density.epsilon, self.gradient, positives, random)
+            sigma = self.world.deal(view_noise(self.config.contrast)).to(self.device)
+            aged = self.chains is not None
             if self.chains is None:
-                self.chains = self.initial_chains(contrast.chains)
-                ReplayBuffer(contrast, density.epsilon, thermal, self.chains).age(self.gradient, random)
-            return ReplayBuffer(contrast, density.epsilon, thermal, self.chains).draw(self.gradient, x1, random)
+                self.chains = start_chains(self.first(contrast.chains), sigma, random)
+            buffer = ReplayBuffer(contrast, density.epsilon, thermal, sigma, self.chains)
+            if not aged:
+                buffer.age(self.gradient, random)
+            return buffer.draw(self.gradient, x1, random)
 
-    def initial_chains(self, count: int) -> Tensor:
+    def first(self, count: int) -> Tensor:
+        r"""Returns the images at which the replay chains start."""
         rows = torch.arange(count) * self.world.size + self.world.rank
-        x = self.images[rows.to(self.device) % len(self.images)].float().div(127.5).sub(1)
-        return torch.stack([x, x], dim=1)
+        return self.images[rows.to(self.device) % len(self.images)].float().div(127.5).sub(1)
 
     def rate(self) -> float:
         r"""The learning rate: a linear rise, a plateau, and a linear fall to zero."""
