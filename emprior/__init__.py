@@ -29,9 +29,10 @@ _ROOMS = {
     "operators": ["as_operator"],
     "problem": ["Problem", "list_problems", "load_problem"],
     "result": ["Diagnostics", "Result", "Status"],
+    "sketch": ["Sketch"],
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = ["hub", "interop", "metrics", "priors"]
+_MODULES = ["diagnostics", "hub", "interop", "metrics", "priors", "uncertainty"]
 
 __all__ = [
     "Diagnostics",
@@ -43,9 +44,11 @@ __all__ = [
     "Problem",
     "Result",
     "Scaled",
+    "Sketch",
     "Status",
     "Sum",
     "as_operator",
+    "diagnostics",
     "hub",
     "interop",
     "list_denoisers",
@@ -57,6 +60,7 @@ __all__ = [
     "metrics",
     "priors",
     "solve",
+    "uncertainty",
 ]
 
 

@@ -1,10 +1,12 @@
-r"""Writes that happen whole or not at all."""
+r"""Writes that happen whole or not at all, and what a file holds."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +44,45 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def replaced(folder: Path, names: Collection[str]) -> Iterator[Path]:
+    r"""Gives a temporary folder and puts it in place of `folder` if the block succeeds.
+
+    Files of other than the given names are copied from the old folder. If the block fails nothing is changed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh, old = scratch / "new", scratch / "old"
+    try:
+        fresh.mkdir()
+        if folder.exists():
+            ours = {os.fspath(folder): set(names)}
+            shutil.copytree(
+                folder, fresh, symlinks=True, ignore=lambda at, _: ours.get(os.fspath(at), set()), dirs_exist_ok=True
+            )
+        yield fresh
+        for file in fresh.iterdir():
+            if file.name in names:
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(fresh, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    r"""Returns the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 CURE = "Nothing was left behind; free some space or choose another folder, and run again."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from emprior._check import check_measurement, check_positive, check_range, check_start, nearest
 from emprior._noise import Noise, generator
+from emprior._outcome import chains, point
 from emprior._types import Image
 from emprior.energy import Posterior, Prior
 from emprior.fidelity import GaussianFidelity
 from emprior.hub import load_prior
 from emprior.interaction import Interaction
+from emprior.monitor import Monitor
 from emprior.operators import as_operator
-from emprior.result import Diagnostics, Result, Status
-from emprior.solvers import METHODS, Method, Run, run, validated
+from emprior.result import Result
+from emprior.solvers import METHODS, Method, run, validated
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -39,7 +42,7 @@ def solve(
     *,
     method: str = "map",
     weight: float = 1.0,
-    samples: int = 1,
+    samples: int | None = None,
     sigma: float | None = None,
     interaction: Interaction | None = None,
     x0: Image | None = None,
@@ -57,6 +60,10 @@ def solve(
     which `method` minimises or samples:
 
     - `"map"`: graduated continuation, then monotone descent; `"continuation"` and `"descent"` alone.
+    - `"posterior"`: what to use when in doubt. Four chains of Hamiltonian Monte Carlo after an annealed start, in the
+      metric of the data, their step learnt in the burn-in; they stop once R-hat is at most 1.05 and the effective
+      sample size of energy, data term, mean, pixels and principal components at least 400, or say that they could not.
+    - `"hmc"`: the same of a given length.
     - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after an annealed start.
     - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start.
     - `"flow"`: Energy Matching's sampler, from noise to data under the measurements; fast and biased.
@@ -69,7 +76,8 @@ def solve(
         prior: A prior, the name of a bundled one, or the path of a prior's folder.
         method: The name of a method.
         weight: The factor `w` of the prior energy; 1 is Bayes' rule.
-        samples: The number `S` of chains (or of starts, of which MAP keeps the lowest in energy) for each image.
+        samples: The number `S` of chains (or of starts, of which MAP keeps the lowest in energy) for each image; 1,
+            or 4 for `"posterior"`.
         sigma: The noise's standard deviation in public units; read from the operator unless given.
         interaction: An energy between the samples of an image.
         x0: Where to start from, `(B, *shape)`, instead of the method's own start: MAP descends from it without a
@@ -88,8 +96,8 @@ def solve(
         ValueError: An argument does not fit the others; the message names the cure.
     """
     y = check_measurement(y)
-    samples, weight = check_positive("samples", samples, whole=True), check_positive("weight", weight)
-    recipe = _method(method)
+    recipe, weight = _method(method), check_positive("weight", weight)
+    samples = recipe.chains if samples is None else check_positive("samples", samples, whole=True)
     steps = None if steps is None else check_positive("steps", steps, whole=True)
     if interaction is not None:
         _check_interaction(interaction, samples, method)
@@ -108,7 +116,8 @@ def solve(
     settings = settings if steps is None else replace(settings, steps=steps)
     stages = [stage for stage in recipe.stages(settings) if stage.steps]
     shown = sys.stderr.isatty() if progress is None else progress
-    outcome = run(stages, posterior, x, noise, len(y), shown, callback)
+    monitor = Monitor(len(y), settings.rhat, settings.ess) if recipe.samples else None
+    outcome = run(stages, posterior, x, noise, len(y), shown, callback, monitor)
     config = {
         "method": method,
         "prior": getattr(prior, "title", type(prior).__name__),
@@ -118,7 +127,9 @@ def solve(
         "steps": settings.steps,
         "seed": seed,
     }
-    return _result(outcome, posterior, fidelity, recipe, config)
+    if monitor is None or not monitor.draws:
+        return point(outcome, fidelity, config)
+    return chains(outcome, monitor.close(), posterior, config, math.isfinite(settings.ess))
 
 
 def _starts(fidelity: GaussianFidelity, noise: Noise, shape: tuple[int, ...], x0: Image | None, scatter: bool) -> Image:
@@ -141,30 +152,6 @@ def _check_interaction(interaction: object, samples: int, method: str) -> None:
     if not METHODS[method].samples:
         choices = ", ".join(name for name, other in METHODS.items() if other.samples)
         raise ValueError(f"an interaction is between samples, but {method!r} does not sample. Use one of: {choices}.")
-
-
-def _result(
-    outcome: Run, posterior: Posterior, fidelity: GaussianFidelity, recipe: Method, config: dict[str, object]
-) -> Result:
-    samples = outcome.x.unflatten(0, (-1, outcome.images))
-    if recipe.samples and outcome.moments.mean is not None:
-        estimate: Tensor = outcome.moments.mean
-        std = outcome.moments.std()
-    else:
-        lowest = outcome.trace["energy"][-1].argmin(0)
-        estimate = torch.stack([samples[int(s), b] for b, s in enumerate(lowest)])
-        std = samples.std(0) if recipe.samples and len(samples) > 1 else None
-    diagnostics = Diagnostics(
-        status=tuple(outcome.status),
-        trace={name: torch.stack(values) for name, values in outcome.trace.items()},
-        residual=fidelity.residual(estimate),
-        acceptance=outcome.acceptance,
-        step_size=outcome.step_size,
-        gradient_evaluations=outcome.evaluations,
-        seconds=outcome.seconds,
-    )
-    status = Status.worst(outcome.status)
-    return Result(estimate, samples, estimate, std, diagnostics, status, config, fidelity.y)
 
 
 def _method(name: str) -> Method:

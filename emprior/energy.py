@@ -126,6 +126,9 @@ class Prior(Energy):
     time_unit: float = 1.0
     """The step of :math:`-\nabla E` that a unit of transport time amounts to; see `emprior.solvers.Flow`."""
 
+    typical: tuple[float, float] | None = None
+    """The mean and the standard deviation of `E` over typical images, in nats, where they are known."""
+
     noise_limit: float = math.inf
     """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""
 

@@ -169,6 +169,8 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
     interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
     prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
     prior.settings |= card.solver
+    if "energy" in card.metrics:
+        prior.typical = card.metrics["energy"]["mean"], card.metrics["energy"]["spread"]
     return prior
 
 

@@ -2,16 +2,11 @@ r"""What a solver returns, and the folder that keeps it."""
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import json
 import math
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,39 +18,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emprior._files import CURE
+from emprior._files import CURE, replaced, sha256
 from emprior._types import Image, PerImage
+from emprior.sketch import Sketch
+from emprior.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Holder = TypeVar("Holder", "Diagnostics", "Result")
 
-FORMAT = "emprior result 1"
+FORMAT = "emprior result 2"
 HEADER, ARRAYS, PLAIN = "result.json", "arrays.safetensors", ("estimate", "mean", "std", "samples")
+VECTORS = ("residual", "acceptance", "step_size", "rhat", "ess", "draws")
 FILES = {HEADER, ARRAYS, *(f"{name}.npy" for name in PLAIN)}
-
-
-class Status(enum.Enum):
-    r"""How a run ended, from best to worst; the values are the messages that a person reads."""
-
-    CONVERGED = "converged: the relative gradient fell below the tolerance"
-    SAMPLED = "all requested steps were taken"
-    STALLED = "the line search could find no lower energy: at the limit of floating point"
-    EXHAUSTED = "the steps ran out before the tolerance was met; raise steps"
-    INTERRUPTED = "interrupted before the last step; the result holds the steps that were taken"
-    DIVERGED = "diverged: the image ran away from its start; weaken the interaction or take another method"
-    NON_FINITE = "the energy became infinite or NaN; check y, sigma and x0, or take another method"
-
-    @property
-    def ok(self) -> bool:
-        r"""Whether the result can be used as it is."""
-        return self in (Status.CONVERGED, Status.SAMPLED, Status.STALLED)
-
-    @staticmethod
-    def worst(statuses: Iterable[Status]) -> Status:
-        r"""Returns the status of a batch, the worst of its images'."""
-        return max(statuses, key=list(Status).index)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,6 +47,11 @@ class Diagnostics:
             at the truth.
         acceptance: The share of accepted proposals, `(B,)`; `None` for a method that always accepts.
         step_size: The last step size, `(B,)`; `None` for a method without one.
+        rhat: The worst R-hat of the energy, the data term, the mean of the image, some pixels and the principal
+            components of the chains, `(B,)`; `None` for a method that does not sample. See `emprior.diagnostics`.
+        ess: The least effective sample size of the same, `(B,)`.
+        draws: The draws of each chain after the burn-in, `(B,)`.
+        verdict: For each image, whether its samples can be believed, and if not, why and what to do.
         gradient_evaluations: How often :math:`\nabla E` of the prior was evaluated, per image and chain.
         seconds: The wall time.
     """
@@ -80,6 +61,10 @@ class Diagnostics:
     residual: PerImage
     acceptance: PerImage | None = None
     step_size: PerImage | None = None
+    rhat: PerImage | None = None
+    ess: PerImage | None = None
+    draws: PerImage | None = None
+    verdict: tuple[str, ...] = ()
     gradient_evaluations: int = 0
     seconds: float = 0.0
 
@@ -90,7 +75,7 @@ class Diagnostics:
         whose status is.
         """
         out = {name: self.trace[name][-1] for name in self.trace if name != "step" and len(self.trace[name])}
-        vectors = {"residual": self.residual, "acceptance": self.acceptance, "step_size": self.step_size}
+        vectors = {name: getattr(self, name) for name in VECTORS}
         out |= {name: vector for name, vector in vectors.items() if vector is not None}
         numbers = {name: value.double().mean().item() for name, value in out.items()}
         numbers["ok"] = sum(status.ok for status in self.status) / max(1, len(self.status))
@@ -114,6 +99,7 @@ class Result:
         status: How the run ended, the worst of its images'.
         config: What was run: names and numbers that JSON can hold.
         measurement: The measurements, `(B, ...)`.
+        sketches: The quantiles of the samples of each image, after the burn-in; empty for MAP.
 
     Example:
         >>> x, ran = torch.full((1, 1, 2, 2), 0.5), Diagnostics((Status.CONVERGED,), {}, torch.ones(1))
@@ -129,6 +115,27 @@ class Result:
     status: Status
     config: dict[str, Any]
     measurement: Tensor | None = None
+    sketches: tuple[Sketch, ...] = ()
+
+    def quantile(self, q: float | Sequence[float]) -> Tensor:
+        r"""Returns the `q`-quantile of each pixel under the posterior, `(B, *shape)`, or several, `(Q, B, *shape)`.
+
+        Raises:
+            ValueError: The method did not sample, or a probability is out of range.
+        """
+        if not self.sketches:
+            raise ValueError("a MAP has no quantiles. Use a method that samples, such as method='posterior'.")
+        axis = 0 if isinstance(q, float | int) else 1
+        return torch.cat([sketch.quantile(q) for sketch in self.sketches], axis)
+
+    def interval(self, level: float = 0.9) -> tuple[Image, Image]:
+        r"""Returns the equal-tailed interval that holds a share `level` of the posterior of each pixel, low and high.
+
+        Raises:
+            ValueError: The method did not sample, or `level` is not between 0 and 1.
+        """
+        low, high = self.quantile([(1 - level) / 2, (1 + level) / 2])
+        return low, high
 
     def to(self, device: torch.device | str) -> Result:
         r"""Returns the result with its tensors on `device`."""
@@ -157,7 +164,7 @@ class Result:
         check_replaceable(path)
         _check_config(self.config, "config")
         try:
-            with _in_place_of(folder) as fresh:
+            with replaced(folder, FILES) as fresh:
                 _write(self, fresh)
         except (OSError, SafetensorError) as error:
             raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}. {CURE}") from error
@@ -196,6 +203,8 @@ def _each(holder: Holder, change: Callable[[Tensor], Tensor]) -> Holder:
             changed[field.name] = change(value)
         elif isinstance(value, Diagnostics):
             changed[field.name] = _each(value, change)
+        elif field.name == "sketches":
+            changed[field.name] = tuple(sketch.map(change) for sketch in value)
         elif field.name == "trace":
             changed[field.name] = {name: change(entry) for name, entry in value.items()}
     return replace(holder, **changed)
@@ -204,8 +213,10 @@ def _each(holder: Holder, change: Callable[[Tensor], Tensor]) -> Holder:
 def _write(result: Result, folder: Path) -> None:
     run = result.diagnostics
     parts = {name: getattr(result, name) for name in ("estimate", "samples", "mean", "std", "measurement")}
-    parts |= {name: getattr(run, name) for name in ("residual", "acceptance", "step_size")}
+    parts |= {name: getattr(run, name) for name in VECTORS}
     parts |= {f"trace/{name}": entry for name, entry in run.trace.items()}
+    for index, sketch in enumerate(result.sketches):
+        parts |= {f"sketch/{index}/{name}": entry for name, entry in sketch.state_dict().items()}
     tensors = {name: part.detach().cpu() for name, part in parts.items() if part is not None}
     for name in PLAIN:
         if name in tensors:
@@ -222,12 +233,14 @@ def _write(result: Result, folder: Path) -> None:
         "summary": {name: value if math.isfinite(value) else None for name, value in run.summary().items()},
         "config": result.config,
         "images": [status.name for status in run.status],
+        "verdict": list(run.verdict),
         "gradient_evaluations": run.gradient_evaluations,
         "seconds": run.seconds,
         "trace": list(run.trace),
+        "sketches": len(result.sketches),
         "complex": complexes,
         "versions": {"emprior": _version(), "torch": torch.__version__, "python": platform.python_version()},
-        "sha256": _digest(folder / ARRAYS),
+        "sha256": sha256(folder / ARRAYS),
     }
     (folder / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
@@ -236,7 +249,7 @@ def _read(folder: Path) -> Result:
     header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
     if header["format"] != FORMAT:
         raise ValueError(f"its format is {header['format']!r}, where this version reads {FORMAT!r}")
-    if header["sha256"] != _digest(folder / ARRAYS):
+    if header["sha256"] != sha256(folder / ARRAYS):
         raise ValueError(f"{ARRAYS} is damaged, its sha256 is not the one in {HEADER}")
     tensors = load_file(folder / ARRAYS)
     tensors |= {name: torch.view_as_complex(tensors[name]) for name in header["complex"]}
@@ -251,12 +264,23 @@ def _read(folder: Path) -> Result:
             residual=tensors["residual"],
             acceptance=tensors.get("acceptance"),
             step_size=tensors.get("step_size"),
+            rhat=tensors.get("rhat"),
+            ess=tensors.get("ess"),
+            draws=tensors.get("draws"),
+            verdict=tuple(header["verdict"]),
             gradient_evaluations=header["gradient_evaluations"],
             seconds=header["seconds"],
         ),
         status=Status[header["status"]],
         config=header["config"],
         measurement=tensors.get("measurement"),
+        sketches=tuple(_sketch(tensors, f"sketch/{index}/") for index in range(header["sketches"])),
+    )
+
+
+def _sketch(tensors: Mapping[str, Tensor], prefix: str) -> Sketch:
+    return Sketch.from_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     )
 
 
@@ -281,32 +305,6 @@ def _is_result(folder: Path) -> bool:
         return False
 
 
-@contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    fresh, old = scratch / "new", scratch / "old"
-    try:
-        fresh.mkdir()
-        if folder.exists():
-            ours = {os.fspath(folder): FILES}
-            shutil.copytree(
-                folder, fresh, symlinks=True, ignore=lambda at, _: ours.get(os.fspath(at), set()), dirs_exist_ok=True
-            )
-        yield fresh
-        for file in fresh.iterdir():
-            if file.name in FILES:
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(fresh, folder)
-    finally:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _check_config(value: object, where: str) -> None:
     if isinstance(value, dict):
         for key, entry in value.items():
@@ -321,14 +319,6 @@ def _check_config(value: object, where: str) -> None:
             f"{where} is a {type(value).__name__}, which JSON cannot hold. "
             "Give str, int, float, bool, None, or lists and dicts of them."
         )
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _version() -> str:

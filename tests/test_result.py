@@ -316,7 +316,12 @@ def test_summary():
 
 
 def test_status():
-    assert {status for status in Status if status.ok} == {Status.CONVERGED, Status.SAMPLED, Status.STALLED}
+    assert {status for status in Status if status.ok} == {
+        Status.CONVERGED,
+        Status.MIXED,
+        Status.SAMPLED,
+        Status.STALLED,
+    }
     assert Status.worst([Status.SAMPLED, Status.NON_FINITE, Status.EXHAUSTED]) is Status.NON_FINITE
     assert "raise steps" in Status.EXHAUSTED.value
 

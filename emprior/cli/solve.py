@@ -52,9 +52,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--prior", default="cifar10", metavar="NAME|DIR", help="see: emprior priors list (cifar10)")
     parser.add_argument(
-        "--method", default="map", help="map (default), continuation or descent; mala, ula or flow, which sample"
+        "--method",
+        default="map",
+        help="map (default), continuation or descent; posterior, hmc, mala, ula or flow, which sample",
     )
-    parser.add_argument("--samples", type=positive_int, default=1, metavar="S", help="chains, or starts of map (1)")
+    parser.add_argument(
+        "--samples", type=positive_int, metavar="S", help="chains, or starts of map (1, or 4 of posterior)"
+    )
     parser.add_argument("--steps", type=positive_int, metavar="N", help="iterations; by default the method's own")
     parser.add_argument("--weight", type=positive_float, default=1.0, metavar="W", help="factor of the prior (1)")
     parser.add_argument("--sigma", type=positive_float, metavar="S", help="noise level, instead of the problem's")

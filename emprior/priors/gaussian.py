@@ -74,6 +74,7 @@ class GaussianPrior(Prior):
         self.covariance = covariance.to(mean.device, dtype)
         self.curvature = covariance.curvature()
         self.time_unit = 20 / self.curvature
+        self.typical = mean.numel() / 2, (mean.numel() / 2) ** 0.5
 
     @classmethod
     def stationary(cls, mean: Tensor, kernel: Tensor | None = None, *, spectrum: Tensor | None = None) -> GaussianPrior:

@@ -1,19 +1,23 @@
 r"""Methods under one loop. A new method is a class in a file of its own and a line in `METHODS`."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from emprior._check import check_positive, nearest
+from emprior.moments import Moments
 from emprior.solvers.annealing import Annealing
-from emprior.solvers.base import Info, Moments, Run, Solver, Stage, State, run
+from emprior.solvers.base import Info, Observer, Run, Solver, Stage, State, run
 from emprior.solvers.continuation import Continuation
 from emprior.solvers.descent import Descent
 from emprior.solvers.flow import Flow
+from emprior.solvers.hmc import HMC
 from emprior.solvers.mala import MALA
 from emprior.solvers.ula import ULA
 
 __all__ = [
+    "HMC",
     "MALA",
     "METHODS",
     "ULA",
@@ -24,6 +28,7 @@ __all__ = [
     "Info",
     "Method",
     "Moments",
+    "Observer",
     "Run",
     "Settings",
     "Solver",
@@ -49,6 +54,9 @@ class Settings:
         stop: The last.
         trust: The `trust` of a continuation or of an annealed start.
         tolerance: The relative gradient at which a descent stops.
+        leaps: The mean number of leaps of a Hamiltonian trajectory.
+        rhat: The largest R-hat at which chains may stop.
+        ess: The least effective sample size at which chains may stop.
         fresh: Whether the method makes its own start, rather than begin where the rows are.
     """
 
@@ -58,6 +66,9 @@ class Settings:
     stop: float = 0.03
     trust: float = 2.0
     tolerance: float = 1e-5
+    leaps: int = 8
+    rhat: float = 1.05
+    ess: float = math.inf
     fresh: bool = True
 
 
@@ -69,11 +80,13 @@ class Method:
         stages: Makes the stages.
         settings: The defaults.
         samples: Whether the last stage is a sampler.
+        chains: How many chains or starts an image has unless told.
     """
 
     stages: Callable[[Settings], list[Stage]]
     settings: Settings
     samples: bool
+    chains: int = 1
 
 
 def _map(s: Settings) -> list[Stage]:
@@ -107,6 +120,11 @@ def _mala(s: Settings) -> list[Stage]:
     return [*_annealing(s), Stage(MALA(adapt=burn_in), s.steps, burn_in)]
 
 
+def _hmc(s: Settings) -> list[Stage]:
+    burn_in = s.steps // 4
+    return [*_annealing(s), Stage(HMC(leaps=s.leaps, adapt=burn_in), s.steps, burn_in)]
+
+
 def _flow(s: Settings) -> list[Stage]:
     if s.steps < 20:
         raise ValueError(
@@ -128,6 +146,8 @@ METHODS: dict[str, Method] = {
     "descent": Method(_descent, Settings(400), samples=False),
     "ula": Method(_ula, _chain(2000), samples=True),
     "mala": Method(_mala, _chain(1000), samples=True),
+    "hmc": Method(_hmc, _chain(200), samples=True),
+    "posterior": Method(_hmc, replace(_chain(1000), ess=400.0), samples=True, chains=4),
     "flow": Method(_flow, Settings(FLOW), samples=True),
 }
 
@@ -156,4 +176,4 @@ def _check_setting(method: str, key: str, value: object) -> None:
     known = [name for name in Settings.__dataclass_fields__ if name != "fresh"]
     if key not in known:
         raise ValueError(f"solver.{method} holds an unknown setting {key!r}. {nearest(str(key), known)}")
-    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels"))
+    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels", "leaps"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from emprior._noise import Noise
 from emprior._rows import column
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Posterior
+from emprior.moments import Moments
 from emprior.result import Status
 
 logger = logging.getLogger("emprior")
@@ -101,34 +102,23 @@ class Stage:
     burn_in: int = 0
 
 
-@dataclass
-class Moments:
-    r"""The running mean and variance of samples, by Welford's recursion.
+class Observer(ABC):
+    r"""Who follows the chains of the last stage, and says when they may stop."""
 
-    References:
-        | Note on a Method for Calculating Corrected Sums of Squares and Products (Welford, 1962)
-    """
+    @abstractmethod
+    def see(self, x: Image, numbers: Mapping[str, PerImage], kept: bool) -> None:
+        r"""Takes in one iteration.
 
-    count: int = 0
-    mean: Tensor | None = None
-    square: Tensor | None = None
+        Arguments:
+            x: The samples, `(S, B, *shape)`.
+            numbers: What else is known of them, such as `"energy"`, `(S, B)` each.
+            kept: Whether the burn-in is over.
+        """
 
-    def add(self, x: Image) -> None:
-        r"""Takes in samples `(S, B, *shape)`."""
-        for sample in x:
-            self.count += 1
-            if self.mean is None or self.square is None:
-                self.mean, self.square = sample.clone(), torch.zeros_like(sample)
-                continue
-            delta = sample - self.mean
-            self.mean = self.mean + delta / self.count
-            self.square = self.square + delta * (sample - self.mean)
-
-    def std(self) -> Tensor | None:
-        r"""Returns the standard deviation over samples, `(B, *shape)`, or None of fewer than two."""
-        if self.square is None or self.count < 2:
-            return None
-        return (self.square / (self.count - 1)).clamp(min=0).sqrt()
+    @property
+    @abstractmethod
+    def satisfied(self) -> bool:
+        r"""Whether nothing more needs to be seen of any image."""
 
 
 @dataclass
@@ -216,6 +206,7 @@ def run(
     images: int,
     progress: bool = False,
     callback: Callable[[int, Image], None] | None = None,
+    observer: Observer | None = None,
     records: int = 50,
 ) -> Run:
     r"""Runs methods one after the other, each from where the last one stopped.
@@ -228,6 +219,7 @@ def run(
         images: The number of images, `B`.
         progress: Whether to show a bar.
         callback: Called with the iteration and the rows `(S, B, *shape)` after each iteration.
+        observer: Follows the last stage, if that is a sampler's.
         records: About how many iterations the trace keeps.
 
     Raises:
@@ -241,7 +233,8 @@ def run(
     bar = tqdm(total=total, disable=not progress, unit="step", leave=False)
     try:
         for stage in stages:
-            _run_stage(stage, energy, noise, out, max(1, total // records), bar, callback)
+            watching = observer if stage is stages[-1] and stage.solver.samples else None
+            _run_stage(stage, energy, noise, out, max(1, total // records), bar, callback, watching)
     except KeyboardInterrupt:
         logger.warning("interrupted after iteration %d: what there is, is returned", out.index)
         out.status = [Status.worst([status, Status.INTERRUPTED]) for status in out.status]
@@ -264,6 +257,7 @@ def _run_stage(
     thin: int,
     bar: tqdm,
     callback: Callable[[int, Image], None] | None,
+    observer: Observer | None,
 ) -> None:
     solver = stage.solver
     state = out.restore(solver.init(energy, out.x, noise))
@@ -271,7 +265,8 @@ def _run_stage(
     for step in range(stage.steps):
         state, info = solver.step(energy, state, noise)
         state = out.restore(state)
-        out.take(solver, state, info, kept=step >= stage.burn_in)
+        kept = step >= stage.burn_in
+        out.take(solver, state, info, kept)
         if info.stalled is not None:
             stalled = info.stalled
         if out.index % thin == 0:
@@ -281,10 +276,28 @@ def _run_stage(
         bar.update()
         if callback is not None:
             callback(out.index, state.x.unflatten(0, (-1, out.images)))
+        if observer is not None:
+            observer.see(state.x.unflatten(0, (-1, out.images)), _numbers(energy, state, info, out.images), kept)
+            if observer.satisfied:
+                break
         if solver.tests and bool((state.done | stalled).all()):
             break
     if solver.tests:
         out.judge(state.done, stalled)
+
+
+def _numbers(energy: Energy, state: State, info: Info, images: int) -> dict[str, PerImage]:
+    r"""Returns what an iteration knows of its rows at little cost, `(S, B)` each."""
+    numbers = {"acceptance": info.accepted} if info.accepted is not None else {}
+    with torch.no_grad():
+        if state.value is None:
+            terms = energy.terms(state.x)
+            numbers |= terms | {"energy": torch.stack(list(terms.values())).sum(0)}
+        else:
+            numbers["energy"] = state.value
+            if isinstance(energy, Posterior):
+                numbers["fidelity"] = energy.fidelity(state.x)
+    return {name: value.reshape(-1, images) for name, value in numbers.items()}
 
 
 def as_posterior(energy: Energy, method: str) -> Posterior:

@@ -9,9 +9,9 @@ import torch
 from emprior._noise import Noise
 from emprior._rows import column, dot
 from emprior._types import Image, PerImage
-from emprior.energy import Energy, Fidelity, Posterior
+from emprior.energy import Energy
 from emprior.solvers.base import Info, Solver, State
-from emprior.solvers.curvature import prior_curvature
+from emprior.solvers.metric import Metric, metropolis, pooled
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MALA(Solver):
             done=torch.zeros(len(x), dtype=torch.bool, device=x.device),
             value=value,
             gradient=gradient,
-            natural=self._invert(energy, gradient),
+            natural=Metric.of(energy, self.curvature).solve(gradient),
             log_step=log_step,
             average=log_step,
         )
@@ -75,31 +75,25 @@ class MALA(Solver):
     def step(self, energy: Energy, state: MALAState, noise: Noise) -> tuple[State, Info]:
         adapting = state.count < self.adapt
         log_step = state.log_step if adapting else state.average
-        h = column(log_step.exp(), state.x)
+        h, metric = column(log_step.exp(), state.x), Metric.of(energy, self.curvature)
 
-        w = self._colored(energy, state.x, noise)
-        drawn = self._invert(energy, w)
+        w = metric.draw(noise, state.x)
+        drawn = metric.solve(w)
         x = state.x - h * state.natural + (2 * h).sqrt() * drawn
         value, gradient = energy.value_and_grad(x)
-        natural = self._invert(energy, gradient)
+        natural = metric.solve(gradient)
 
         forward = dot(w, drawn) / 2
         back = h * (state.gradient + gradient) - (2 * h).sqrt() * w
         inverse = h * (state.natural + natural) - (2 * h).sqrt() * drawn
         backward = dot(back, inverse) / (4 * h.flatten())
-        ratio = state.value - value + forward - backward
-        if energy.coupled:
-            ratio = self._joint(ratio, energy)
-        probability = torch.where(ratio.isfinite(), ratio.clamp(max=0).exp(), torch.zeros_like(ratio))
-        accepted = self._uniform(noise, energy) < probability
+        probability, accepted = metropolis(state.value - value + forward - backward, energy, noise)
 
+        average = state.average
         if adapting:
-            rate = (state.count + 1) ** -0.6
-            log_step = log_step + rate * (self._pooled(probability, energy) - self.target)
-            average = log_step.lerp(state.average, 1 - 1 / max(1, state.count + 1 - self.adapt // 2))
+            log_step = log_step + (state.count + 1) ** -0.6 * (pooled(probability, energy) - self.target)
+            average = log_step.lerp(average, 1 - 1 / max(1, state.count + 1 - self.adapt // 2))
             average = log_step if state.count < self.adapt // 2 else average
-        else:
-            average = state.average
         take = column(accepted, x)
         fresh = MALAState(
             x=torch.where(take, x, state.x),
@@ -112,51 +106,3 @@ class MALA(Solver):
             average=average,
         )
         return fresh, Info(1 + (state.count == 0), probability, h.flatten())
-
-    def _colored(self, energy: Energy, x: Image, noise: Noise) -> Image:
-        r"""Draws :math:`w \sim \mathcal{N}(0, P)`."""
-        c = self._constant(energy)
-        w = c**0.5 * noise.normal(*x.shape[1:])
-        fidelity = _fidelity(energy)
-        if fidelity is None or not fidelity.linear:
-            return w
-        return w + fidelity.whiten(noise.normal(*fidelity.measured))
-
-    def _invert(self, energy: Energy, v: Image) -> Image:
-        r"""Returns :math:`P^{-1} v`."""
-        c = self._constant(energy)
-        fidelity = _fidelity(energy)
-        return v / c if fidelity is None else fidelity.solve(v, 1 / c) / c
-
-    def _constant(self, energy: Energy) -> float:
-        return prior_curvature(energy) if self.curvature is None else self.curvature
-
-    def _pooled(self, probability: PerImage, energy: Energy) -> PerImage:
-        r"""Averages over the samples of an image."""
-        fidelity = _fidelity(energy)
-        if fidelity is None:
-            return probability
-        pooled = probability.reshape(-1, fidelity.images)
-        return pooled.mean(0).expand_as(pooled).reshape(-1)
-
-    def _joint(self, ratio: PerImage, energy: Energy) -> PerImage:
-        images = _images(energy)
-        joint = ratio.reshape(-1, images)
-        return joint.sum(0).expand_as(joint).reshape(-1)
-
-    def _uniform(self, noise: Noise, energy: Energy) -> PerImage:
-        u = noise.uniform()
-        if not energy.coupled:
-            return u
-        images = _images(energy)
-        return u.reshape(-1, images)[0].repeat(len(u) // images)
-
-
-def _fidelity(energy: Energy) -> Fidelity | None:
-    return energy.fidelity if isinstance(energy, Posterior) else None
-
-
-def _images(energy: Energy) -> int:
-    fidelity = _fidelity(energy)
-    assert fidelity is not None
-    return fidelity.images

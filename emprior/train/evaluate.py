@@ -68,6 +68,15 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     return out
 
 
+def energies(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, float]:
+    r"""Returns mean and spread of the energy, in nats, of images under the thermal noise that the density includes."""
+    noise = torch.randn(images.shape, generator=generator(seed, "thermal")).to(images)
+    x = images + prior.interpolant.thermal(prior.epsilon) / 2 * noise
+    with torch.no_grad():
+        found = torch.cat([prior(part) for part in x.split(256)])
+    return {"mean": round(float(found.mean()), 1), "spread": round(float(found.std()), 1)}
+
+
 def denoising_figures(denoiser: NetworkPrior | NetworkDenoiser, images: Tensor) -> dict[str, Any]:
     r"""Returns the number of held-out images and the mean PSNR of denoising them at each of `LEVELS`."""
     levels = {str(s): round(denoising_psnr(denoiser, images, s), 2) for s in LEVELS}
@@ -78,6 +87,7 @@ def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_
     r"""Returns the figures of a card for held-out images `(B, C, H, W)` in `[0, 1]`."""
     return {
         **denoising_figures(prior, images),
+        "energy": energies(prior, images),
         "drift": round(float(drift(prior, images).mean()), 4),
         "chain": {"images": min(chain_images, len(images)), **chain(prior, images[:chain_images], chain_steps)},
     }

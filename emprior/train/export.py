@@ -119,6 +119,6 @@ def _training(config: Config, state: dict[str, Any], facts: dict[str, Any]) -> d
         "seconds": round(state["seconds"], 1),
         "revision": facts["revision"],
         "torch": facts["torch"],
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "settings": {**settings, "data": data},
     }

@@ -1,0 +1,93 @@
+r"""What a run amounts to: its result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from emprior._types import Image
+from emprior.energy import Posterior
+from emprior.fidelity import GaussianFidelity
+from emprior.monitor import Account
+from emprior.result import Diagnostics, Result, Status
+from emprior.solvers import Run
+from emprior.verdict import Verdict, verdict
+
+
+def point(outcome: Run, fidelity: GaussianFidelity, config: dict[str, object]) -> Result:
+    r"""Returns the lowest of the rows of each image."""
+    rows = outcome.x.unflatten(0, (-1, outcome.images))
+    lowest = outcome.trace["energy"][-1].argmin(0)
+    estimate = torch.stack([rows[int(s), b] for b, s in enumerate(lowest)])
+    diagnostics = _diagnostics(outcome, fidelity.residual(estimate))
+    return Result(estimate, rows, estimate, None, diagnostics, Status.worst(outcome.status), config, fidelity.y)
+
+
+def chains(
+    outcome: Run,
+    accounts: list[Account],
+    posterior: Posterior,
+    config: dict[str, object],
+    targets: bool,
+) -> Result:
+    r"""Returns the mean of the chains of each image, and what they tell of themselves."""
+    fidelity = posterior.fidelity
+    assert isinstance(fidelity, GaussianFidelity)
+    mean = torch.stack([account.mean for account in accounts])
+    stds = [account.std for account in accounts if account.std is not None]
+    std = torch.stack(stds) if stds else None
+
+    def each(name: str) -> Tensor:
+        return torch.tensor([float(getattr(account, name)) for account in accounts])
+
+    for image, account in enumerate(accounts):
+        if targets and outcome.status[image] is Status.SAMPLED:
+            outcome.status[image] = Status.MIXED if account.met else Status.UNMIXED
+    diagnostics = replace(
+        _diagnostics(outcome, fidelity.residual(mean)),
+        rhat=each("rhat"),
+        ess=each("ess"),
+        draws=each("draws"),
+        acceptance=_numbers(accounts, "acceptance"),
+        verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean)),
+    )
+    samples = torch.stack([account.samples for account in accounts], dim=1)
+    sketches = tuple(account.sketch for account in accounts)
+    return Result(mean, samples, mean, std, diagnostics, Status.worst(outcome.status), config, fidelity.y, sketches)
+
+
+def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image) -> tuple[Verdict, ...]:
+    r"""Judges each image by its own account; measurements that are 0 whatever the image are not counted."""
+    fidelity, prior = posterior.fidelity, posterior.prior
+    assert isinstance(fidelity, GaussianFidelity)
+    typical = prior.typical if posterior.weight == 1 and posterior.interaction is None else None
+    seen = (fidelity.operator.A(mean) != 0) | (fidelity.y != 0)
+    counts = (seen.flatten(1).sum(1) * (2 if fidelity.y.is_complex() else 1)).clamp(min=1).tolist()
+    verdicts: list[Verdict] = []
+    for account, count in zip(accounts, counts, strict=True):
+        share = account.numbers.get("acceptance")
+        acceptance = None if share is None else torch.tensor([share])
+        data = account.numbers["fidelity"]
+        residual, energy = torch.tensor([2 * data / count]).sqrt(), torch.tensor([account.numbers["energy"] - data])
+        verdicts += verdict(account.mixing, acceptance, residual, energy, typical, dimension=count)
+    return tuple(verdicts)
+
+
+def _numbers(accounts: list[Account], name: str) -> Tensor | None:
+    if any(name not in account.numbers for account in accounts):
+        return None
+    return torch.tensor([account.numbers[name] for account in accounts])
+
+
+def _diagnostics(outcome: Run, residual: Tensor) -> Diagnostics:
+    return Diagnostics(
+        status=tuple(outcome.status),
+        trace={name: torch.stack(values) for name, values in outcome.trace.items()},
+        residual=residual,
+        acceptance=outcome.acceptance,
+        step_size=outcome.step_size,
+        gradient_evaluations=outcome.evaluations,
+        seconds=outcome.seconds,
+    )

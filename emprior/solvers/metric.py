@@ -1,0 +1,97 @@
+r"""The metric of the data, and Metropolis' test of rows that may share one energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from emprior._noise import Noise
+from emprior._types import Image, PerImage
+from emprior.energy import Energy, Fidelity, Posterior
+from emprior.solvers.base import as_posterior
+from emprior.solvers.curvature import prior_curvature
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    r"""The metric in which a posterior is about as stiff in every direction,
+
+    .. math:: P = c I + \frac{1}{\sigma^2} A^\top A,
+
+    the Hessian of the data term and a constant in place of the prior's. It does not depend on the image. Without a
+    data term, or with one that is not linear, it is :math:`c I`.
+
+    Arguments:
+        constant: The number `c`, a curvature in nats per squared unit of a pixel.
+        fidelity: The data term, if it is linear.
+    """
+
+    constant: float
+    fidelity: Fidelity | None = None
+
+    @staticmethod
+    def of(energy: Energy, curvature: float | None = None) -> Metric:
+        r"""Returns the metric of an energy.
+
+        Arguments:
+            energy: The energy; only a `Posterior` tells its data term.
+            curvature: The constant `c`; by default the prior's own, times its weight.
+        """
+        fidelity = energy.fidelity if isinstance(energy, Posterior) and energy.fidelity.linear else None
+        return Metric(prior_curvature(energy) if curvature is None else curvature, fidelity)
+
+    def draw(self, noise: Noise, x: Image) -> Image:
+        r"""Draws :math:`w = \sqrt{c}\, n_1 + A^\top n_2 / \sigma \sim \mathcal{N}(0, P)` for rows of the shape of `x`.
+
+        :math:`P^{-1} w` then follows :math:`\mathcal{N}(0, P^{-1})`, with no root of a matrix.
+
+        References:
+            | Sampling Gaussian Distributions in Krylov Spaces with Conjugate Gradients
+              (perturbation-optimisation: Orieux et al., 2012)
+            | https://arxiv.org/abs/1105.5887
+        """
+        w = self.constant**0.5 * noise.normal(*x.shape[1:])
+        return w if self.fidelity is None else w + self.fidelity.whiten(noise.normal(*self.fidelity.measured))
+
+    def solve(self, v: Image) -> Image:
+        r"""Returns :math:`P^{-1} v`."""
+        v = v if self.fidelity is None else self.fidelity.solve(v, 1 / self.constant)
+        return v / self.constant
+
+
+def metropolis(ratio: PerImage, energy: Energy, noise: Noise) -> tuple[PerImage, PerImage]:
+    r"""Decides on proposals by Metropolis' test.
+
+    Rows decide each for itself. Where the energy couples the samples of an image they are one point of their joint
+    law: their ratios add up, and they share one number :math:`u \sim U(0, 1)` and so one decision. What is not
+    finite is rejected.
+
+    Arguments:
+        ratio: The logarithms of the ratios of acceptance, `(S B,)`.
+        energy: The energy that is sampled.
+        noise: The random streams of the rows.
+
+    Returns:
+        The probability of acceptance and the decision, `(S B,)` each.
+
+    Raises:
+        TypeError: A coupled energy is not a `Posterior`, and so does not tell which rows are of one image.
+    """
+    u = noise.uniform()
+    if energy.coupled:
+        images = as_posterior(energy, "A joint test of samples").fidelity.images
+        ratio, u = _shared(ratio.reshape(-1, images).sum(0), ratio), _shared(u.reshape(-1, images)[0], u)
+    probability = torch.where(ratio.isfinite(), ratio.clamp(max=0).exp(), torch.zeros_like(ratio))
+    return probability, u < probability
+
+
+def pooled(values: PerImage, energy: Energy) -> PerImage:
+    r"""Averages `(S B,)` over the samples of each image; rows of an energy without a data term stand alone."""
+    if not isinstance(energy, Posterior):
+        return values
+    return _shared(values.reshape(-1, energy.fidelity.images).mean(0), values)
+
+
+def _shared(values: PerImage, rows: PerImage) -> PerImage:
+    return values.repeat(len(rows) // len(values))

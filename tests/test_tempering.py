@@ -1,0 +1,251 @@
+r"""Tempering against a posterior of two modes that plain chains never leave, and against its own parts."""
+
+from __future__ import annotations
+
+import math
+
+import deepinv as dinv
+import pytest
+import torch
+from conftest import SHAPE, make_operator
+
+import emprior
+from emprior import as_operator
+from emprior._noise import Noise
+from emprior.energy import Posterior
+from emprior.fidelity import GaussianFidelity
+from emprior.priors import GaussianMixturePrior
+from emprior.solvers import MALA, ULA, Stage, run
+from emprior.solvers.gibbs import SplitGibbs
+from emprior.solvers.tempering import Known, Tempered, Tempering, even
+
+ADAPT, LADDER = 160, (1.0, 0.6, 0.3, 0.05)
+
+
+def streams(images, samples, seed=0):
+    return Noise([(seed, b, s) for s in range(samples) for b in range(images)], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def modes():
+    r"""Two modes 9 deviations apart, mostly in the two directions of 16 that 14 measurements do not see."""
+    random = torch.Generator().manual_seed(3)
+    Q = torch.linalg.qr(torch.randn(16, 16, generator=random, dtype=torch.float64))[0]
+    apart = 0.9 * Q[:, 14] + 0.2 * Q[:, 15] + 0.05 * Q[:, 0]
+    factors = torch.randn(2, 16, 3, generator=random, dtype=torch.float64) / 10
+    means = torch.stack([-apart, apart]).reshape(2, 1, 4, 4)
+    prior = GaussianMixturePrior.low_rank(torch.tensor([0.4, 0.6]).double(), means, factors, 0.2)
+    operator = as_operator(Q[:, :14].mT.contiguous(), shape=(1, 4, 4))
+    operator.set_noise_model(dinv.physics.GaussianNoise(0.1))
+    y = operator.A(prior.sample(2, seed=1))
+    return Posterior(GaussianFidelity(operator, y), prior), prior.posterior(operator, y, 0.1)
+
+
+def sampled(solver, posterior, start, samples, steps, burn_in=ADAPT):
+    """The kept rows `(steps, S, B, *shape)` and the run."""
+    kept, images = [], posterior.fidelity.images
+    x = start.repeat(samples, *(1,) * (start.ndim - 1))
+    stage, noise = Stage(solver, burn_in + steps, burn_in), streams(images, samples)
+    out = run([stage], posterior, x, noise, images, callback=lambda index, rows: kept.append(rows))
+    return torch.stack(kept[burn_in:]), out
+
+
+def shares(kept, exact):
+    """The share of draws nearer to the second mode, for each chain `(S, B)`."""
+    first, second = ((kept - exact.means[:, k]).flatten(3).square().sum(-1) for k in (0, 1))
+    return (second < first).double().mean(0)
+
+
+@pytest.mark.parametrize("method", [MALA, SplitGibbs])
+def test_modes_have_their_weights(modes, method):
+    posterior, exact = modes
+    solver = Tempering(method(adapt=ADAPT), LADDER, ADAPT)
+    kept, out = sampled(solver, posterior, exact.means[:, 0], samples=120, steps=250)
+    share = shares(kept, exact)
+    error = share.std(0) / math.sqrt(len(share))
+    assert (error < 0.017).all()
+    assert ((share.mean(0) - exact.weights[:, 1]).abs() < 0.03).all()
+    assert ((share.mean(0) - exact.weights[:, 1]) / error).abs().max() < 3.5
+    spread = covariance(exact)
+    for image in range(2):
+        white = (kept[:, :, image] - exact.mean[image]).flatten(2) @ torch.linalg.inv(
+            torch.linalg.cholesky(spread[image])
+        ).mT
+        products = white[..., :, None] * white[..., None, :]
+        for moment, truth in ((white, torch.zeros(16)), (products, torch.eye(16))):
+            means = moment.mean(0)
+            z = (means.mean(0) - truth) / means.std(0) * math.sqrt(len(means))
+            assert z.abs().max() < 4.5
+            assert z.square().mean() < 1.6
+    assert ((out.acceptance - 0.574).abs() < 0.07).all()
+
+
+def covariance(exact):
+    """The covariance of a mixture posterior, `(B, d, d)`."""
+    means, centre = exact.means.flatten(2), exact.mean.flatten(1)
+    second = exact.covariances + means[..., :, None] * means[..., None, :]
+    return torch.einsum("bk,bkij->bij", exact.weights, second) - centre[:, :, None] * centre[:, None]
+
+
+def test_a_plain_chain_never_leaves_its_mode(modes):
+    posterior, exact = modes
+    kept, _ = sampled(MALA(adapt=ADAPT), posterior, exact.means[:, 0], samples=20, steps=400)
+    assert shares(kept, exact).max() == 0
+    assert (exact.weights[:, 1] > 0.3).all()
+
+
+def test_one_replica_is_the_method_itself(case, field):
+    operator, y, _ = case
+    posterior, start = Posterior(GaussianFidelity(operator, y), field, 1.3), torch.full((2, *SHAPE), 0.5).double()
+    for solver in (MALA(adapt=20), SplitGibbs(adapt=20)):
+        alone, first = sampled(solver, posterior, start, samples=2, steps=10, burn_in=20)
+        one, second = sampled(Tempering(solver, (1.0,), adapt=20), posterior, start, samples=2, steps=10, burn_in=20)
+        assert torch.equal(alone, one)
+        assert first.evaluations == second.evaluations
+
+
+def steps(solver, posterior, x, count, samples=1):
+    """The states after each of `count` steps."""
+    noise, out = streams(posterior.fidelity.images, samples), []
+    state = solver.init(posterior, x, noise)
+    for _ in range(count):
+        state, _ = solver.step(posterior, state, noise)
+        out.append(state)
+    return out
+
+
+def test_what_replicas_carry_is_what_they_would_evaluate(modes):
+    r"""After swaps and renewals of the ladder each state holds the energy and gradient of its own law at its rows."""
+    posterior, exact = modes
+    solver = Tempering(MALA(adapt=64), LADDER, adapt=64)
+    for state in steps(solver, posterior, exact.means[:, 0].repeat(8, 1, 1, 1), 60, samples=8)[-5:]:
+        for k, (replica, known) in enumerate(zip(state.replicas, state.known, strict=True)):
+            value, gradient = posterior.prior.value_and_grad(replica.x)
+            assert torch.equal(known.x, replica.x)
+            torch.testing.assert_close((known.value, known.gradient), (value, gradient))
+            beta = state.ladder[k]
+            torch.testing.assert_close(replica.value, posterior.fidelity(replica.x) + beta * value)
+            expected = posterior.fidelity.value_and_grad(replica.x)[1] + beta[:, None, None, None] * gradient
+            torch.testing.assert_close(replica.gradient, expected)
+        assert torch.equal(state.x, state.replicas[0].x)
+        torch.testing.assert_close(state.value, posterior(state.x))
+
+
+def test_gradients_are_counted(modes):
+    r"""One for each replica and step, and one at the start, which all replicas share: swaps cost none."""
+    posterior, exact = modes
+    calls = 0
+
+    class Counted(GaussianMixturePrior):
+        def value_and_grad(self, x):
+            nonlocal calls
+            calls += 1
+            return super().value_and_grad(x)
+
+    prior = posterior.prior
+    counted = Counted(prior.weights, prior.means, prior.covariances)
+    _, out = sampled(
+        Tempering(MALA(adapt=20), LADDER, 20), Posterior(posterior.fidelity, counted), exact.mean, 2, 30, 20
+    )
+    assert calls == out.evaluations == 50 * len(LADDER) + 1
+
+
+def test_the_ladder_is_adapted_to_equal_rejection(modes):
+    posterior, exact = modes
+    solver = Tempering(MALA(adapt=400), (1.0, 0.98, 0.96, 0.05), adapt=240)
+    state = steps(solver, posterior, exact.means[:, 0].repeat(40, 1, 1, 1), 320, samples=40)[-1]
+    rates = state.swap_rate.reshape(3, 40, 2).mean(1)
+    assert state.tries.flatten().tolist() == [100, 100, 100]
+    assert rates.min() > 0.3
+    assert (rates.amax(0) - rates.amin(0) < 0.1).all()
+    ladder = state.ladder.reshape(4, 40, 2)
+    assert torch.equal(ladder, ladder[:, :1].expand(4, 40, 2))
+    assert (ladder[0] == 1).all()
+    assert (ladder[-1] == 0.05).all()
+    assert (ladder.diff(dim=0) < 0).all()
+
+
+def test_swaps_take_turns_and_have_the_exact_rate():
+    r"""Two rungs of a Gaussian over two pixels, whose energies are exponential of rates 1 and b: 2 b / (1 + b)."""
+    posterior = Posterior(GaussianFidelity(blind(), torch.zeros(400, 1, 1, 2).double()), unit())
+    solver = Tempering(MALA(step_size=0.6), (1.0, 0.3))
+    states = steps(solver, posterior, torch.zeros(400, 1, 1, 2).double(), 240)
+    assert states[-1].tries.item() == 120
+    rate = (states[-1].swaps - states[39].swaps) / (states[-1].tries - states[39].tries)
+    assert abs(float((rate.mean() - 0.6 / 1.3) / rate.std() * 20)) < 4
+
+
+def blind():
+    return dinv.physics.Inpainting((1, 1, 2), mask=torch.zeros(1, 1, 2), noise_model=dinv.physics.GaussianNoise(0.1))
+
+
+def unit():
+    return emprior.priors.GaussianPrior(torch.zeros(1, 1, 2).double(), torch.ones(1, 1, 2).double())
+
+
+def test_even_rungs():
+    ladder = torch.tensor([[1.0, 1.0], [0.5, 0.1], [0.25, 0.01], [0.125, 0.001]]).double()
+    torch.testing.assert_close(even(ladder, torch.full((3, 2), 0.4).double()), ladder)
+    moved = even(ladder, torch.tensor([[0.9, 0.2], [0.3, 0.3], [0.3, 0.4]]).double())
+    torch.testing.assert_close(moved[:, 0].log2(), torch.tensor([0, -5 / 9, -4 / 3, -3]).double())
+    torch.testing.assert_close(moved[:, 1].log10(), torch.tensor([0, -4 / 3, -2.25, -3]).double())
+
+
+def test_samples_under_an_interaction_swap_together(field):
+    operator = make_operator("denoising")
+    y = operator.A(field.sample(2, seed=1))
+    posterior = Posterior(GaussianFidelity(operator, y), field, 1.0, emprior.Interaction(0.5, samples=3))
+    states = steps(Tempering(MALA(adapt=20), (1.0, 0.9), 20), posterior, y.repeat(3, 1, 1, 1), 40, samples=3)
+    swaps = torch.stack([state.swaps for state in states]).diff(dim=0).reshape(-1, 3, 2)
+    assert (swaps == swaps[:, :1]).all()
+    assert 0 < swaps.mean() < 1
+
+
+def test_a_batch_equals_its_images(case, field):
+    operator, y, _ = case
+    noise = [(0, b, s) for s in range(3) for b in range(2)]
+
+    def end(images):
+        keys = [key for key in noise if key[1] in images]
+        posterior = Posterior(GaussianFidelity(operator, y[images]), field)
+        solver, x = Tempering(MALA(adapt=32), (1.0, 0.9, 0.7), 32), torch.full((3 * len(images), *SHAPE), 0.5).double()
+        out = run([Stage(solver, 40, 32)], posterior, x, Noise(keys, dtype=y.dtype), len(images))
+        return out.x.unflatten(0, (3, -1))
+
+    assert (end([0, 1]) - torch.cat([end([0]), end([1])], 1)).abs().max() < 1e-10
+
+
+def test_runs_repeat_and_leave_no_trace(modes):
+    posterior, exact = modes
+    before, start = torch.random.get_rng_state(), exact.mean.clone()
+    first, second = (sampled(Tempering(MALA(adapt=20), LADDER, 20), posterior, start, 2, 10, 20)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(start, exact.mean)
+
+
+def test_what_does_not_fit_is_refused(modes):
+    posterior, exact = modes
+    for ladder in ((), (0.9, 0.5), (1.0, 0.5, 0.5), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="inverse temperatures that fall from 1"):
+            Tempering(ladder=ladder)
+    with pytest.raises(TypeError, match="needs a method with a Metropolis test"):
+        steps(Tempering(ULA(0.01)), posterior, exact.mean, 1)
+    with pytest.raises(TypeError, match="Tempering needs a data term and a prior"):
+        Tempering().check(posterior.prior)
+    tempered = Tempered(posterior.prior, torch.ones(2).double())
+    for ask in (lambda: tempered.denoise(exact.mean, 0.1), lambda: tempered.sample(1)):
+        with pytest.raises(TypeError, match="no denoiser and no draws"):
+            ask()
+
+
+def test_rows_that_were_not_evaluated_last_are_evaluated(modes):
+    posterior, exact = modes
+    tempered = Tempered(posterior.prior, torch.ones(2).double())
+    before = Known(exact.mean, *posterior.prior.value_and_grad(exact.mean))
+    tempered.value_and_grad(exact.mean + 1)
+    mixed = torch.stack([exact.mean[0] + 1, exact.mean[1]])
+    for x in (mixed, exact.mean + 2):
+        known = tempered.moved(before, x)
+        value, gradient = posterior.prior.value_and_grad(x)
+        torch.testing.assert_close((known.x, known.value, known.gradient), (x, value, gradient))
