@@ -45,12 +45,15 @@ def chains(
     for image, account in enumerate(accounts):
         if targets and outcome.status[image] is Status.SAMPLED:
             outcome.status[image] = Status.MIXED if account.met else Status.UNMIXED
+    noise = _numbers(accounts, "noise")
     diagnostics = replace(
         _diagnostics(outcome, fidelity.residual(mean)),
         rhat=each("rhat"),
         ess=each("ess"),
         draws=each("draws"),
         acceptance=_numbers(accounts, "acceptance"),
+        sigma=None if noise is None else noise * fidelity.sigma,
+        sigma_std=None if noise is None else torch.tensor([a.spreads["noise"] for a in accounts]) * fidelity.sigma,
         verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean)),
     )
     samples = torch.stack([account.samples for account in accounts], dim=1)
@@ -59,12 +62,10 @@ def chains(
 
 
 def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image) -> tuple[Verdict, ...]:
-    r"""Judges each image by its own account; measurements that are 0 whatever the image are not counted."""
+    r"""Judges each image by its own account."""
     fidelity, prior = posterior.fidelity, posterior.prior
-    assert isinstance(fidelity, GaussianFidelity)
     typical = prior.typical if posterior.weight == 1 and posterior.interaction is None else None
-    seen = (fidelity.operator.A(mean) != 0) | (fidelity.y != 0)
-    counts = (seen.flatten(1).sum(1) * (2 if fidelity.y.is_complex() else 1)).clamp(min=1).tolist()
+    counts = [int(count) for count in fidelity.count(mean)]
     verdicts: list[Verdict] = []
     for account, count in zip(accounts, counts, strict=True):
         share = account.numbers.get("acceptance")

@@ -18,15 +18,16 @@ from torch import Tensor
 from emprior._check import check_measurement, check_positive, check_range, check_start, nearest
 from emprior._noise import Noise, generator
 from emprior._outcome import chains, point
+from emprior._pilot import pilot_noise
 from emprior._types import Image
 from emprior.energy import Posterior, Prior
 from emprior.fidelity import GaussianFidelity
 from emprior.hub import load_prior
 from emprior.interaction import Interaction
 from emprior.monitor import Monitor
-from emprior.operators import as_operator
-from emprior.result import Result
-from emprior.solvers import METHODS, Method, run, validated
+from emprior.operators import as_operator, without_noise
+from emprior.result import Diagnostics, Result
+from emprior.solvers import METHODS, Method, NoiseLevel, run, validated
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -43,7 +44,7 @@ def solve(
     method: str = "map",
     weight: float = 1.0,
     samples: int | None = None,
-    sigma: float | None = None,
+    sigma: float | Tensor | str | None = None,
     interaction: Interaction | None = None,
     x0: Image | None = None,
     steps: int | None = None,
@@ -63,9 +64,11 @@ def solve(
     - `"posterior"`: what to use when in doubt. Four chains of Hamiltonian Monte Carlo after an annealed start, in the
       metric of the data, their step learnt in the burn-in; they stop once R-hat is at most 1.05 and the effective
       sample size of energy, data term, mean, pixels and principal components at least 400, or say that they could not.
-    - `"hmc"`: the same of a given length.
+    - `"hmc"`: the same of a given length. `"gibbs"`: split Gibbs with Metropolis' test, for stiff data. `"tempering"`:
+      parallel tempering of the prior around MALA, for posteriors with several modes.
     - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after an annealed start.
-    - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start.
+    - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start. `"skrock"`: its
+      stabilised form, less biased and faster for stiff energies.
     - `"flow"`: Energy Matching's sampler, from noise to data under the measurements; fast and biased.
 
     An image's result depends on its measurements, the options and the seed, never on the rest of the batch.
@@ -78,7 +81,10 @@ def solve(
         weight: The factor `w` of the prior energy; 1 is Bayes' rule.
         samples: The number `S` of chains (or of starts, of which MAP keeps the lowest in energy) for each image; 1,
             or 4 for `"posterior"`.
-        sigma: The noise's standard deviation in public units; read from the operator unless given.
+        sigma: The noise's standard deviation in public units, a number or one for each image `(B,)`; read from the
+            operator unless given. `"estimate"` treats it as unknown, with Jeffreys' prior: methods with a Metropolis
+            test sample it along with the image (`diagnostics.sigma` and `sigma_std`), and MAP takes the mean of such
+            a chain.
         interaction: An energy between the samples of an image.
         x0: Where to start from, `(B, *shape)`, instead of the method's own start: MAP descends from it without a
             continuation, and chains run from it without an annealed start. From the second sample on a minimiser
@@ -103,18 +109,33 @@ def solve(
         _check_interaction(interaction, samples, method)
     x0 = None if x0 is None else check_start(x0, len(y))
     prior = _prior(prior, y)
-    fidelity = GaussianFidelity(as_operator(operator, prior.shape if x0 is None else tuple(x0.shape[1:])), y, sigma)
+    physics = as_operator(operator, prior.shape if x0 is None else tuple(x0.shape[1:]))
+    unknown = isinstance(sigma, str)
+    if isinstance(sigma, str):
+        _check_estimate(sigma, method)
+        physics, sigma = without_noise(physics), 1.0
+    fidelity = GaussianFidelity(physics, y, sigma)
     shape = _image_shape(fidelity, prior, x0)
     _check_fit(fidelity, prior, shape)
     if interaction is not None:
         interaction.check(shape)
 
+    found = None
+    if unknown and recipe.samples:
+        fidelity = GaussianFidelity(physics, y, pilot_noise(physics, y, prior, shape, weight))
+    elif unknown:
+        found = solve(
+            physics, y, prior, method="mala", weight=weight, samples=2, sigma="estimate", seed=seed
+        ).diagnostics
+        fidelity = GaussianFidelity(physics, y, found.sigma)
     posterior = Posterior(fidelity, prior, weight, interaction.among(samples).to(y) if interaction else None)
     noise = Noise([(seed, _digest(image), s) for s in range(samples) for image in y], y.device, y.dtype)
     x = _starts(fidelity, noise, shape, x0, scatter=not recipe.samples)
     settings = replace(validated(method, prior.settings), fresh=x0 is None)
     settings = settings if steps is None else replace(settings, steps=steps)
     stages = [stage for stage in recipe.stages(settings) if stage.steps]
+    if unknown and recipe.samples:
+        stages[-1] = replace(stages[-1], solver=NoiseLevel(stages[-1].solver))
     shown = sys.stderr.isatty() if progress is None else progress
     monitor = Monitor(len(y), settings.rhat, settings.ess) if recipe.samples else None
     outcome = run(stages, posterior, x, noise, len(y), shown, callback, monitor)
@@ -128,8 +149,22 @@ def solve(
         "seed": seed,
     }
     if monitor is None or not monitor.draws:
-        return point(outcome, fidelity, config)
+        result = point(outcome, fidelity, config)
+        return result if found is None else _with_noise(result, found)
     return chains(outcome, monitor.close(), posterior, config, math.isfinite(settings.ess))
+
+
+def _with_noise(result: Result, found: Diagnostics) -> Result:
+    return replace(result, diagnostics=replace(result.diagnostics, sigma=found.sigma, sigma_std=found.sigma_std))
+
+
+def _check_estimate(sigma: str, method: str) -> None:
+    if sigma != "estimate":
+        raise ValueError(f"sigma is {sigma!r}, expected a positive number, one for each image, or 'estimate'.")
+    recipe = METHODS[method]
+    if recipe.samples and not recipe.adjusted:
+        choices = ", ".join(name for name, other in METHODS.items() if other.adjusted or not other.samples)
+        raise ValueError(f"method {method!r} cannot estimate sigma. Use one of: {choices}; or pass sigma=0.02.")
 
 
 def _starts(fidelity: GaussianFidelity, noise: Noise, shape: tuple[int, ...], x0: Image | None, scatter: bool) -> Image:

@@ -198,6 +198,10 @@ class Fidelity(Energy):
         r"""Returns the root mean square of :math:`(y - A x) / \sigma` for each row; about 1 at the truth."""
 
     @abstractmethod
+    def count(self, x: Image) -> PerImage:
+        r"""Returns the number of measurements that depend on the image, for each row, at least 1."""
+
+    @abstractmethod
     def curve(self, v: Image) -> Image:
         r"""Returns :math:`H v`, with `H` the (Gauss-Newton) Hessian of `f`; zero where none is known."""
 

@@ -96,8 +96,10 @@ class GaussianFidelity(Fidelity):
 
     def residual(self, x: Image) -> PerImage:
         with torch.no_grad():
-            count = self._tiled(self.seen(x), x).flatten(1).sum(1).clamp(min=1)
-            return (self.misfit(x).flatten(1).square().sum(1) / count).sqrt()
+            return (self.misfit(x).flatten(1).square().sum(1) / self.count(x)).sqrt()
+
+    def count(self, x: Image) -> PerImage:
+        return self._tiled(self.seen(x), x).flatten(1).sum(1).to(x).clamp(min=1)
 
     def curve(self, v: Image) -> Image:
         r"""Returns :math:`A^\top A v / \sigma^2`, or zero for a nonlinear operator."""
@@ -109,7 +111,7 @@ class GaussianFidelity(Fidelity):
     def whiten(self, noise: Tensor) -> Image:
         r"""Returns :math:`A^\top n / \sigma` for white noise `n` of the measurements' shape."""
         with torch.no_grad():
-            return self._map(self.operator.A_adjoint, noise) / self._level(noise)
+            return self._map(self.operator.A_adjoint, noise / self._level(noise))
 
     def prox(self, x: Image, gamma: float | PerImage) -> Image:
         r"""Returns :math:`(I + \gamma A^\top A / \sigma^2)^{-1} (x + \gamma A^\top y / \sigma^2)`.

@@ -34,6 +34,7 @@ class Account:
         draws: The draws of each chain.
         mixing: How the chains mix, of this image alone.
         numbers: The mean over draws and chains of what else was known, by name.
+        spreads: Its standard deviation.
         met: Whether the targets were met.
     """
 
@@ -44,6 +45,7 @@ class Account:
     draws: int
     mixing: Mixing
     numbers: dict[str, float]
+    spreads: dict[str, float]
     met: bool
 
     @property
@@ -142,5 +144,6 @@ class Monitor(Observer):
             draws=self.draws,
             mixing=mixed.image(image),
             numbers={name: float(trace[:, :, image].mean()) for name, trace in traces.items()},
+            spreads={name: float(trace[:, :, image].std()) for name, trace in traces.items()},
             met=met,
         )

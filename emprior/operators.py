@@ -114,6 +114,16 @@ def noise_level(operator: deepinv.physics.Physics) -> float | Tensor | None:
     return None if isinstance(sigma, float) and sigma == 0 else sigma
 
 
+def without_noise(operator: deepinv.physics.Physics) -> deepinv.physics.Physics:
+    r"""Returns the operator with a noise model that says nothing of the noise level; the given one is not changed."""
+    import deepinv as dinv
+
+    bare = copy.copy(operator)
+    bare._modules = dict(operator._modules)
+    bare.noise_model = dinv.physics.ZeroNoise()
+    return bare
+
+
 def resolve_sigma(operator: deepinv.physics.Physics, sigma: float | Tensor | None = None) -> float | Tensor:
     r"""Returns the noise level to use: the given one, the operator's, or both where they agree.
 

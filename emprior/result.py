@@ -30,7 +30,7 @@ Holder = TypeVar("Holder", "Diagnostics", "Result")
 
 FORMAT = "emprior result 2"
 HEADER, ARRAYS, PLAIN = "result.json", "arrays.safetensors", ("estimate", "mean", "std", "samples")
-VECTORS = ("residual", "acceptance", "step_size", "rhat", "ess", "draws")
+VECTORS = ("residual", "acceptance", "step_size", "rhat", "ess", "draws", "sigma", "sigma_std")
 FILES = {HEADER, ARRAYS, *(f"{name}.npy" for name in PLAIN)}
 
 
@@ -51,6 +51,8 @@ class Diagnostics:
             components of the chains, `(B,)`; `None` for a method that does not sample. See `emprior.diagnostics`.
         ess: The least effective sample size of the same, `(B,)`.
         draws: The draws of each chain after the burn-in, `(B,)`.
+        sigma: The mean of the noise level under the posterior, `(B,)`, where it was estimated.
+        sigma_std: Its standard deviation, `(B,)`.
         verdict: For each image, whether its samples can be believed, and if not, why and what to do.
         gradient_evaluations: How often :math:`\nabla E` of the prior was evaluated, per image and chain.
         seconds: The wall time.
@@ -64,6 +66,8 @@ class Diagnostics:
     rhat: PerImage | None = None
     ess: PerImage | None = None
     draws: PerImage | None = None
+    sigma: PerImage | None = None
+    sigma_std: PerImage | None = None
     verdict: tuple[str, ...] = ()
     gradient_evaluations: int = 0
     seconds: float = 0.0
@@ -267,6 +271,8 @@ def _read(folder: Path) -> Result:
             rhat=tensors.get("rhat"),
             ess=tensors.get("ess"),
             draws=tensors.get("draws"),
+            sigma=tensors.get("sigma"),
+            sigma_std=tensors.get("sigma_std"),
             verdict=tuple(header["verdict"]),
             gradient_evaluations=header["gradient_evaluations"],
             seconds=header["seconds"],

@@ -18,7 +18,7 @@ from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
 from emprior.solvers import Stage, run
 from emprior.solvers.curvature import prior_curvature
-from emprior.solvers.gibbs import Place, SplitGibbs, log_ratio, propose
+from emprior.solvers.gibbs import REACH, Place, SplitGibbs, log_ratio, propose
 
 ADAPT = 200
 
@@ -65,18 +65,20 @@ def stiff(name, field, sigma=0.002):
     return operator, y, field.posterior(operator, y, sigma)
 
 
-@pytest.mark.parametrize("name", ["inpainting", "compressed_sensing"])
+@pytest.mark.parametrize("name", ["denoising", "inpainting", "compressed_sensing"])
 def test_stiff_data_do_not_slow_it_down(field, name):
     r"""At sigma = 0.002 the posterior's precisions span five decades."""
     operator, y, exact = stiff(name, field)
     posterior = Posterior(GaussianFidelity(operator, y), field)
     kept, out = chains(posterior, torch.full((2, *SHAPE), 0.5).double(), samples=40, steps=300)
     assert_law(kept, exact)
-    assert ((out.acceptance - 0.574).abs() < 0.05).all()
+    assert (out.acceptance > 0.52).all()
+    assert (out.step_size * field.curvature <= REACH).all()
 
 
-def test_single_precision_keeps_a_stiff_law(field):
-    operator, y, exact = stiff("inpainting", field)
+@pytest.mark.parametrize("name", ["denoising", "inpainting"])
+def test_single_precision_keeps_a_stiff_law(field, name):
+    operator, y, exact = stiff(name, field)
     posterior = Posterior(GaussianFidelity(operator, y.float()), copy.deepcopy(field).float())
     kept, out = chains(posterior, torch.full((2, *SHAPE), 0.5), samples=40, steps=300)
     assert out.x.dtype == torch.float32

@@ -12,14 +12,19 @@ from emprior.solvers.base import Info, Observer, Run, Solver, Stage, State, run
 from emprior.solvers.continuation import Continuation
 from emprior.solvers.descent import Descent
 from emprior.solvers.flow import Flow
+from emprior.solvers.gibbs import SplitGibbs
 from emprior.solvers.hmc import HMC
 from emprior.solvers.mala import MALA
+from emprior.solvers.noise_level import NoiseLevel
+from emprior.solvers.skrock import SKROCK
+from emprior.solvers.tempering import Tempering
 from emprior.solvers.ula import ULA
 
 __all__ = [
     "HMC",
     "MALA",
     "METHODS",
+    "SKROCK",
     "ULA",
     "Annealing",
     "Continuation",
@@ -28,12 +33,15 @@ __all__ = [
     "Info",
     "Method",
     "Moments",
+    "NoiseLevel",
     "Observer",
     "Run",
     "Settings",
     "Solver",
+    "SplitGibbs",
     "Stage",
     "State",
+    "Tempering",
     "run",
     "validated",
 ]
@@ -66,7 +74,7 @@ class Settings:
     stop: float = 0.03
     trust: float = 2.0
     tolerance: float = 1e-5
-    leaps: int = 8
+    leaps: int = 4
     rhat: float = 1.05
     ess: float = math.inf
     fresh: bool = True
@@ -81,12 +89,14 @@ class Method:
         settings: The defaults.
         samples: Whether the last stage is a sampler.
         chains: How many chains or starts an image has unless told.
+        adjusted: Whether the last stage has a Metropolis test, so that it can be one step of another chain.
     """
 
     stages: Callable[[Settings], list[Stage]]
     settings: Settings
     samples: bool
     chains: int = 1
+    adjusted: bool = False
 
 
 def _map(s: Settings) -> list[Stage]:
@@ -125,6 +135,20 @@ def _hmc(s: Settings) -> list[Stage]:
     return [*_annealing(s), Stage(HMC(leaps=s.leaps, adapt=burn_in), s.steps, burn_in)]
 
 
+def _gibbs(s: Settings) -> list[Stage]:
+    burn_in = s.steps // 4
+    return [*_annealing(s), Stage(SplitGibbs(adapt=burn_in), s.steps, burn_in)]
+
+
+def _skrock(s: Settings) -> list[Stage]:
+    return [*_annealing(s), Stage(SKROCK(), s.steps, burn_in=s.steps // 4)]
+
+
+def _tempering(s: Settings) -> list[Stage]:
+    burn_in = s.steps // 4
+    return [*_annealing(s), Stage(Tempering(MALA(adapt=burn_in), adapt=burn_in), s.steps, burn_in)]
+
+
 def _flow(s: Settings) -> list[Stage]:
     if s.steps < 20:
         raise ValueError(
@@ -145,9 +169,12 @@ METHODS: dict[str, Method] = {
     "continuation": Method(_continuation, Settings(28), samples=False),
     "descent": Method(_descent, Settings(400), samples=False),
     "ula": Method(_ula, _chain(2000), samples=True),
-    "mala": Method(_mala, _chain(1000), samples=True),
-    "hmc": Method(_hmc, _chain(200), samples=True),
-    "posterior": Method(_hmc, replace(_chain(1000), ess=400.0), samples=True, chains=4),
+    "mala": Method(_mala, _chain(1000), samples=True, adjusted=True),
+    "hmc": Method(_hmc, _chain(200), samples=True, adjusted=True),
+    "gibbs": Method(_gibbs, _chain(1000), samples=True, adjusted=True),
+    "skrock": Method(_skrock, _chain(200), samples=True),
+    "tempering": Method(_tempering, _chain(1000), samples=True),
+    "posterior": Method(_hmc, replace(_chain(1000), ess=400.0), samples=True, chains=4, adjusted=True),
     "flow": Method(_flow, Settings(FLOW), samples=True),
 }
 

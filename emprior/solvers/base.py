@@ -58,12 +58,14 @@ class Info:
         accepted: The probability or fact of acceptance of each row, `(S B,)`.
         step_size: The step of each row, `(S B,)`.
         stalled: Rows that can go no lower, `(S B,)`.
+        numbers: What else was drawn or is worth following, by name, `(S B,)` each.
     """
 
     evaluations: int = 1
     accepted: PerImage | None = None
     step_size: PerImage | None = None
     stalled: Tensor | None = None
+    numbers: Mapping[str, PerImage] = field(default_factory=dict)
 
 
 class Solver(ABC):
@@ -288,14 +290,14 @@ def _run_stage(
 
 def _numbers(energy: Energy, state: State, info: Info, images: int) -> dict[str, PerImage]:
     r"""Returns what an iteration knows of its rows at little cost, `(S, B)` each."""
-    numbers = {"acceptance": info.accepted} if info.accepted is not None else {}
+    numbers = dict(info.numbers) if info.accepted is None else {**info.numbers, "acceptance": info.accepted}
     with torch.no_grad():
         if state.value is None:
             terms = energy.terms(state.x)
             numbers |= terms | {"energy": torch.stack(list(terms.values())).sum(0)}
         else:
             numbers["energy"] = state.value
-            if isinstance(energy, Posterior):
+            if isinstance(energy, Posterior) and "fidelity" not in numbers:
                 numbers["fidelity"] = energy.fidelity(state.x)
     return {name: value.reshape(-1, images) for name, value in numbers.items()}
 

@@ -32,8 +32,8 @@ def check_curvature(energy: Energy) -> None:
     fidelity = energy.fidelity if isinstance(energy, Posterior) else energy
     if isinstance(fidelity, Fidelity) and not fidelity.linear:
         raise ValueError(
-            "the curvature of a nonlinear operator is unknown, so the unadjusted Langevin algorithm has no safe step. "
-            "Use method='mala', which adapts its step, or run emprior.solvers.ULA(step_size=...) yourself."
+            "the curvature of a nonlinear operator is unknown, so this method has no safe step. "
+            "Use method='mala', which adapts its step, or give the solver a step_size yourself."
         )
 
 

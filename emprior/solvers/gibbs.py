@@ -16,6 +16,10 @@ from emprior.solvers.base import Info, Solver, State, as_posterior
 from emprior.solvers.curvature import prior_curvature
 from emprior.solvers.metric import metropolis, pooled
 
+REACH = 100.0
+r"""The largest :math:`\eta`, in units of the inverse curvature. Where the data fix all directions any step is accepted
+about as often, and one without end would draw from noise that rounding drowns."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -121,8 +125,8 @@ class SplitGibbs(Solver):
     and its ratio, in which the data term cancels, is derived at :func:`log_ratio`. Without a prior each
     proposal is accepted, and without data it is the Metropolis-adjusted Langevin algorithm of step :math:`\eta`.
     So only what the data leave open limits the step. An iteration costs one gradient of the prior and two proximal
-    steps. During burn-in :math:`\eta` of each image follows the target acceptance; then it is fixed. Under an
-    interaction the samples of an image are accepted jointly.
+    steps. During burn-in :math:`\eta` of each image follows the target acceptance, up to `REACH`; then it is fixed.
+    Under an interaction the samples of an image are accepted jointly.
 
     References:
         | Structured Logconcave Sampling with a Restricted Gaussian Oracle (Lee, Shen and Tian, 2021)
@@ -171,7 +175,8 @@ class SplitGibbs(Solver):
 
     def step(self, energy: Energy, state: SplitGibbsState, noise: Noise) -> tuple[State, Info]:
         posterior, learning = as_posterior(energy, "SplitGibbs"), state.count < self.adapt
-        eta = state.step.now(learning) / (prior_curvature(energy) if self.curvature is None else self.curvature)
+        curvature = prior_curvature(energy) if self.curvature is None else self.curvature
+        eta = state.step.now(learning).clamp(max=REACH) / curvature
         here = Place(state.x, state.rest, state.gradient)
         there = Place.at(posterior, propose(posterior.fidelity, here, eta, noise))
         ratio = log_ratio(posterior.fidelity, here, there, eta)

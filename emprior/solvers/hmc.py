@@ -108,7 +108,7 @@ class HMC(Solver):
     """
 
     step_size: float = 0.1
-    leaps: int = 8
+    leaps: int = 4
     target: float = 0.8
     adapt: int = 0
     curvature: float | None = None

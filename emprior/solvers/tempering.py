@@ -2,76 +2,18 @@ r"""Parallel tempering of the prior."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import NoReturn
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from emprior._noise import Noise
-from emprior._rows import column
-from emprior._types import Image, PerImage
-from emprior.energy import Energy, Posterior, Prior
+from emprior._types import Image
+from emprior.energy import Energy, Posterior
 from emprior.solvers.base import Info, Solver, State, as_posterior
 from emprior.solvers.mala import MALA
 from emprior.solvers.metric import metropolis, pooled
-
-LEARNT = ("count", "done", "step", "log_step", "average")
-"""What a method learns of a law rather than of its rows: the fields of a state that stay when rows are exchanged."""
-
-
-@dataclass(frozen=True)
-class Known:
-    r"""Rows `(S B, *shape)` with their prior energies :math:`E(x)`, `(S B,)`, and the gradients of these."""
-
-    x: Image
-    value: PerImage
-    gradient: Image
-
-    def where(self, rows: Tensor, other: Known) -> Known:
-        r"""Returns these at `rows` `(S B,)` and `other` elsewhere."""
-        take = column(rows, self.x)
-        x, gradient = torch.where(take, self.x, other.x), torch.where(take, self.gradient, other.gradient)
-        return Known(x, torch.where(rows, self.value, other.value), gradient)
-
-    def holds(self, x: Image) -> Tensor:
-        r"""Returns which rows are those of `x`, `(S B,)`."""
-        return (self.x == x).flatten(1).all(1)
-
-
-class Tempered(Prior):
-    r"""The energy :math:`b E(x)`, with a factor for each row, which keeps what it evaluated last.
-
-    Arguments:
-        prior: The prior `E`.
-        factor: The factors `b`, `(S B,)`.
-        known: Rows at which `E` has been evaluated, and need not be again.
-    """
-
-    def __init__(self, prior: Prior, factor: PerImage, known: Known | None = None) -> None:
-        super().__init__(prior.shape)
-        self.prior, self.factor, self.known = prior, factor, known
-        self.curvature = prior.curvature
-
-    def forward(self, x: Image) -> PerImage:
-        return self.factor * self.prior(x)
-
-    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
-        if self.known is None or not torch.equal(self.known.x, x):
-            self.known = Known(x, *self.prior.value_and_grad(x))
-        return self.factor * self.known.value, column(self.factor, x) * self.known.gradient
-
-    def moved(self, before: Known, x: Image) -> Known:
-        r"""Returns what is known of rows `x`, each of which was kept from `before` or evaluated last."""
-        last = before if self.known is None else self.known
-        if bool((last.holds(x) | before.holds(x)).all()):
-            return last.where(last.holds(x), before)
-        return Known(x, *self.prior.value_and_grad(x))
-
-    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as MALA().")
-
-    denoise = start = sample = _refuse
+from emprior.solvers.replica import Known, Tempered, resumed
 
 
 def even(ladder: Tensor, rejection: Tensor) -> Tensor:
@@ -182,8 +124,7 @@ class Tempering(Solver):
         known = Known(x, *posterior.prior.value_and_grad(x))
         ladder = known.value.new_tensor(self.ladder)[:, None].repeat(1, len(x))
         replicas = tuple(self.solver.init(self._law(posterior, k, ladder, known), x, noise) for k in range(rungs))
-        zeros = known.value.new_zeros(rungs - 1, len(x))
-        first = replicas[0]
+        first, zeros = replicas[0], known.value.new_zeros(rungs - 1, len(x))
         return TemperingState(x, 0, first.done, first.value, replicas, (known,) * rungs, ladder, zeros, zeros[:, :1])
 
     def step(self, energy: Energy, state: TemperingState, noise: Noise) -> tuple[State, Info]:
@@ -196,7 +137,7 @@ class Tempering(Solver):
             ladder, swaps, tries = even(ladder, 1 - rate), torch.zeros_like(swaps), torch.zeros_like(tries)
         for k, (before, after) in enumerate(zip(moved, known, strict=True)):
             if ladder is not state.ladder or after is not before:
-                replicas[k] = self._resumed(self._law(posterior, k, ladder, after), replicas[k], after.x, noise)
+                replicas[k] = resumed(self.solver, self._law(posterior, k, ladder, after), replicas[k], after.x, noise)
         first = replicas[0]
         fresh = TemperingState(first.x, count, first.done, first.value, tuple(replicas), known, ladder, swaps, tries)
         return fresh, info
@@ -239,11 +180,6 @@ class Tempering(Solver):
             swaps[k] += probability
             tries[k] += 1
         return tuple(known), swaps, tries
-
-    def _resumed(self, law: Posterior, replica: State, x: Image, noise: Noise) -> State:
-        r"""Returns the state of a replica at rows `x`, with what it learnt."""
-        kept = {entry.name: getattr(replica, entry.name) for entry in fields(replica) if entry.name in LEARNT}
-        return replace(self.solver.init(law, x, noise), **kept)
 
     def _renewals(self) -> set[int]:
         r"""Returns the iterations after which the ladder is renewed, the ends of rounds that double."""

@@ -1,0 +1,78 @@
+r"""Methods whose rows are moved under a law that changes, without asking the prior twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from emprior._noise import Noise
+from emprior._rows import column
+from emprior._types import Image, PerImage
+from emprior.energy import Posterior, Prior
+from emprior.solvers.base import Solver, State
+
+LEARNT = ("count", "done", "step", "log_step", "average")
+"""What a method learns of a law rather than of its rows: the fields of a state that stay when rows are exchanged."""
+
+
+@dataclass(frozen=True)
+class Known:
+    r"""Rows `(S B, *shape)` with their prior energies :math:`E(x)`, `(S B,)`, and the gradients of these."""
+
+    x: Image
+    value: PerImage
+    gradient: Image
+
+    def where(self, rows: Tensor, other: Known) -> Known:
+        r"""Returns these at `rows` `(S B,)` and `other` elsewhere."""
+        take = column(rows, self.x)
+        x, gradient = torch.where(take, self.x, other.x), torch.where(take, self.gradient, other.gradient)
+        return Known(x, torch.where(rows, self.value, other.value), gradient)
+
+    def holds(self, x: Image) -> Tensor:
+        r"""Returns which rows are those of `x`, `(S B,)`."""
+        return (self.x == x).flatten(1).all(1)
+
+
+class Tempered(Prior):
+    r"""The energy :math:`b E(x)`, with a factor for each row, which keeps what it evaluated last.
+
+    Arguments:
+        prior: The prior `E`.
+        factor: The factors `b`, `(S B,)`.
+        known: Rows at which `E` has been evaluated, and need not be again.
+    """
+
+    def __init__(self, prior: Prior, factor: PerImage, known: Known | None = None) -> None:
+        super().__init__(prior.shape)
+        self.prior, self.factor, self.known = prior, factor, known
+        self.curvature = prior.curvature
+
+    def forward(self, x: Image) -> PerImage:
+        return self.factor * self.prior(x)
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        if self.known is None or not torch.equal(self.known.x, x):
+            self.known = Known(x, *self.prior.value_and_grad(x))
+        return self.factor * self.known.value, column(self.factor, x) * self.known.gradient
+
+    def moved(self, before: Known, x: Image) -> Known:
+        r"""Returns what is known of rows `x`, each of which was kept from `before` or evaluated last."""
+        last = before if self.known is None else self.known
+        if bool((last.holds(x) | before.holds(x)).all()):
+            return last.where(last.holds(x), before)
+        return Known(x, *self.prior.value_and_grad(x))
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as MALA().")
+
+    denoise = start = sample = _refuse
+
+
+def resumed(solver: Solver, law: Posterior, state: State, x: Image, noise: Noise) -> State:
+    r"""Returns the state of a method at rows `x` under another law, with what it learnt."""
+    kept = {entry.name: getattr(state, entry.name) for entry in fields(state) if entry.name in LEARNT}
+    return replace(solver.init(law, x, noise), **kept)
