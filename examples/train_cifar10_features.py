@@ -101,7 +101,7 @@ def save(network: Classifier, args: argparse.Namespace, seconds: float) -> Card:
             "cpu_seconds": round(seconds, 1),
             "revision": provenance.revision(),
             "torch": str(torch.__version__),
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "command": COMMAND,
         },
         metrics={"images": len(images), "test_accuracy": round(accuracy(stored, images, labels), 4)},

@@ -144,27 +144,27 @@ def rows(x):
 
 def test_replay_changes_only_the_rows_it_draws():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0, views=0.5)
-    before = normal(20, 3, 1, 2, 2)
+    before = normal(20, 4, 1, 2, 2)
     buffer = replay(settings, before.clone())
     origins, drawn = buffer.draw(slope(), normal(4, 1, 2, 2), generator())
     changed = (buffer.chains != before).flatten(1).any(1)
     assert int(changed.sum()) == 6
     assert rows(buffer.chains[changed, 1]) == rows(origins)
-    assert torch.equal(buffer.chains[:, 1:], before[:, 1:])
+    assert torch.equal(buffer.chains[:, 1:3], before[:, 1:3])
     assert drawn.shape == (6, 1, 2, 2)
 
 
 def test_replay_restarts_from_data_and_keeps_it_beside():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=1, step_size=1e-12, restart=1.0)
     data = 100 + normal(4, 1, 2, 2)
-    origins, drawn = replay(settings, normal(20, 3, 1, 2, 2)).draw(slope(), data, generator())
+    origins, drawn = replay(settings, normal(20, 4, 1, 2, 2)).draw(slope(), data, generator())
     torch.testing.assert_close(drawn, origins, rtol=0, atol=1e-5)
     assert torch.cdist(origins.flatten(1), data.flatten(1)).min(1).values.max() == 0
 
 
 def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
     settings = Contrast(chains=4000, batch_size=4000, langevin_steps=1, restart=0.0)
-    buffer = replay(settings, torch.ones(4000, 3, 1, 1, 1, dtype=torch.float64), thermal=0.3)
+    buffer = replay(settings, torch.ones(4000, 4, 1, 1, 1, dtype=torch.float64), thermal=0.3)
     origins, _ = buffer.draw(slope(), torch.zeros(4, 1, 1, 1), generator())
     assert abs(float(origins.mean()) - 1) < 4 * 0.3 / 4000**0.5
     assert abs(float(origins.std()) - 0.3) < 4 * 0.3 / 8000**0.5
@@ -172,24 +172,38 @@ def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
 
 
 def test_chains_age_by_shares_before_their_first_use():
-    r"""Of V = |x|^2 / 2 at temperature 0, K steps multiply a chain by (1 - h)^K."""
+    r"""Of V = |x|^2 / 2 at temperature 0, a step from rest multiplies a chain by 1 - h / 2, others by 1 - h."""
     settings = Contrast(chains=6, batch_size=2, step_size=0.1, age=9)
-    before = normal(6, 3, 1, 2, 2)
+    before = normal(6, 4, 1, 2, 2)
+    before[:, 3] = 0
     buffer = ReplayBuffer(settings, 0.0, 0.0, view_noise(settings), before.clone())
     buffer.age(slope(), generator())
-    expected = torch.tensor([3, 3, 6, 6, 9, 9], dtype=torch.float64)
-    torch.testing.assert_close(buffer.chains[:, 0], 0.9 ** expected[:, None, None, None] * before[:, 0])
-    assert torch.equal(buffer.chains[:, 1:], before[:, 1:])
+    steps = torch.tensor([3, 3, 6, 6, 9, 9], dtype=torch.float64)[:, None, None, None]
+    torch.testing.assert_close(buffer.chains[:, 0], 0.95 * 0.9 ** (steps - 1) * before[:, 0])
+    assert torch.equal(buffer.chains[:, 1:3], before[:, 1:3])
 
 
-@pytest.mark.parametrize("step_size", [0.05, 0.5])
-def test_replay_chains_have_the_variance_of_the_density_whatever_their_step(step_size):
+@pytest.mark.parametrize(("step_size", "momentum", "steps"), [(0.05, 0.0, 80), (0.5, 0.0, 8), (0.5, 0.9, 120)])
+def test_replay_chains_have_the_variance_of_the_density_whatever_their_step(step_size, momentum, steps):
     r"""V = k |x|^2 / 2 at temperature e has variance e / k."""
     k, epsilon, count = 2.0, 0.1, 40_000
-    settings = Contrast(chains=count, batch_size=count, langevin_steps=round(4 / step_size), step_size=step_size)
-    buffer = replay(settings, torch.zeros(count, 3, 1, 1, 1, dtype=torch.float64))
+    settings = Contrast(chains=count, batch_size=count, langevin_steps=steps, step_size=step_size, momentum=momentum)
+    buffer = replay(settings, torch.zeros(count, 4, 1, 1, 1, dtype=torch.float64))
     _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
     assert abs(float(x.square().mean()) - epsilon / k) < 4 * epsilon / k * (2 / count) ** 0.5
+
+
+def test_momentum_crosses_a_flat_density_sooner():
+    r"""Of V = 0, K steps diffuse to 2 K h e, and with momentum to about (1 + c) / (1 - c) times that."""
+    count, steps, h, c = 20_000, 200, 0.1, 0.9
+    spread = []
+    for momentum in (0.0, c):
+        settings = Contrast(chains=count, batch_size=count, langevin_steps=steps, step_size=h, momentum=momentum)
+        buffer = replay(settings, torch.zeros(count, 4, 1, 1, 1, dtype=torch.float64))
+        _, x = buffer.draw(slope(0.0), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
+        spread.append(float(x.var()) / (2 * steps * h * 0.1))
+    assert abs(spread[0] - 1) < 0.05
+    assert 0.85 * (1 + c) / (1 - c) < spread[1] < (1 + c) / (1 - c)
 
 
 def test_replay_chains_follow_the_posterior_of_their_views():
@@ -198,7 +212,7 @@ def test_replay_chains_follow_the_posterior_of_their_views():
     settings = Contrast(
         chains=count, batch_size=count, langevin_steps=40, step_size=0.2, restart=1.0, views=1.0, noise=(0.2, 0.2)
     )
-    buffer = replay(settings, torch.zeros(count, 3, 1, 1, 1, dtype=torch.float64))
+    buffer = replay(settings, torch.zeros(count, 4, 1, 1, 1, dtype=torch.float64))
     buffer.draw(slope(k), torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64), generator())
     views = buffer.chains[:, 2].flatten()
     assert abs(float(views.mean()) - 0.7) < 4 * sigma / count**0.5
@@ -228,7 +242,7 @@ def test_a_share_of_the_chains_is_given_views_of_all_noise_levels():
 def test_replay_is_deterministic():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5, views=0.5)
     one, two = (
-        replay(settings, normal(20, 3, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), generator(3))
+        replay(settings, normal(20, 4, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), generator(3))
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -19,7 +19,9 @@ CONFIG = Config(
     net=Net(arguments={"widths": [8, 8], "blocks": 1}),
     train=Train(batch_size=8, precision="fp32", compile=False, log_every=2, sample_every=0),
     transport=Transport(steps=4, warmup=2),
-    contrast=Contrast(steps=4, warmup=1, chains=12, batch_size=4, langevin_steps=2, age=3, restart=0.3, views=0.5),
+    contrast=Contrast(
+        steps=4, warmup=1, chains=12, batch_size=4, langevin_steps=2, age=3, restart=0.3, views=0.5, momentum=0.5
+    ),
 )
 
 
@@ -230,7 +232,7 @@ def test_a_replay_buffer_without_origins_is_refused(tmp_path):
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     state["chains"] = state["chains"][:, 0].clone()
     torch.save(state, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"\[12, 1, 8, 8\], expected \[12, 3, 1, 8, 8\].*--fresh"):
+    with pytest.raises(ValueError, match=r"\[12, 1, 8, 8\], expected \[12, 4, 1, 8, 8\].*--fresh"):
         make(tmp_path).resume()
 
 
@@ -296,4 +298,4 @@ def test_two_processes_keep_the_same_weights(tmp_path):
         assert torch.equal(one[key], two[key]) == (key != "chains"), key
     assert batch.shape == other.shape == (4, 1, 8, 8)
     assert not torch.equal(batch, other)
-    assert torch.load(tmp_path / "through" / "checkpoint.pt")["chains"].shape == (12, 3, 1, 8, 8)
+    assert torch.load(tmp_path / "through" / "checkpoint.pt")["chains"].shape == (12, 4, 1, 8, 8)

@@ -52,6 +52,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "age": COUNT,
         "restart": SHARE,
         "views": SHARE,
+        "momentum": BELOW_ONE,
         "strength": COUNT,
         "trim": BELOW_ONE,
         "clamp": COUNT,

@@ -63,10 +63,10 @@ def _check_chains(path: Path, state: dict[str, Any], count: int) -> None:
     if state["chains"] is None:
         return
     found = list(state["chains"].shape)
-    rows = [3, *state["facts"]["shape"]]
+    rows = [4, *state["facts"]["shape"]]
     if found[1:] != rows:
         raise ValueError(
-            f"{path} has a replay buffer of shape {found}, expected {[count, *rows]}, chains with origins and views: "
+            f"{path} has a replay buffer of shape {found}, expected {[count, *rows]}, chains, origins, views, momenta: "
             "another version of emprior wrote it. Start anew with --fresh, or choose another --out folder."
         )
     if found[0] != count:

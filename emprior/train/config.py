@@ -130,6 +130,7 @@ class Contrast:
         age: The most Langevin steps that replay chains run before the first iteration.
         restart: The share of replay chains restarted from data each time they are used.
         views: The share of replay chains that are given a noisy view of their origin.
+        momentum: The share of its momentum that a replay chain keeps at each step.
         noise: The least and the largest noise of the views, in public units.
         strength: The weight of the contrast.
         trim: The share of the highest negative energies that is left out; published for fresh chains: 0.1.
@@ -150,6 +151,7 @@ class Contrast:
     age: int = 0
     restart: float = 0.01
     views: float = 0.0
+    momentum: float = 0.0
     noise: tuple[float, float] = (0.04, 0.4)
     strength: float = 4e-3
     trim: float = 0.0

@@ -176,7 +176,7 @@ class Trainer:
             sigma = self.world.deal(view_noise(self.config.contrast)).to(self.device)
             aged = self.chains is not None
             if self.chains is None:
-                self.chains = start_chains(self.first(contrast.chains), sigma, random)
+                self.chains = start_chains(self.first(contrast.chains), sigma, thermal, density.epsilon, random)
             buffer = ReplayBuffer(contrast, density.epsilon, thermal, sigma, self.chains)
             if not aged:
                 buffer.age(self.gradient, random)
