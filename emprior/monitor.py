@@ -2,6 +2,7 @@ r"""Follows chains until they have told enough."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ class Monitor(Observer):
     Arguments:
         images: The number of images, `B`.
         target_rhat: The largest R-hat.
-        target_ess: The least effective sample size.
+        target_ess: The least effective sample size; infinite for a run of a given length, judged at its end alone.
         first: The draws before the first judgement.
     """
 
@@ -100,7 +101,7 @@ class Monitor(Observer):
         self.sketch.add(x)
         for name, value in {**numbers, **self.projections.project(x)}.items():
             self.traces.setdefault(name, []).append(value.cpu())
-        if self.draws == self.due:
+        if self.draws == self.due and math.isfinite(self.target_ess):
             self.due = int(PATIENCE * self.due)
             self._judge()
 

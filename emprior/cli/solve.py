@@ -54,7 +54,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--method",
         default="map",
-        help="map (default), continuation or descent; posterior, hmc, mala, ula or flow, which sample",
+        help="map (default), continuation or descent; or what samples: posterior, hmc, mala, gibbs, tempering, ula, "
+        "skrock, flow",
     )
     parser.add_argument(
         "--samples", type=positive_int, metavar="S", help="chains, or starts of map (1, or 4 of posterior)"
