@@ -52,8 +52,8 @@ def chains(
         ess=each("ess"),
         draws=each("draws"),
         acceptance=_numbers(accounts, "acceptance"),
-        sigma=None if noise is None else noise * fidelity.sigma,
-        sigma_std=None if noise is None else torch.tensor([a.spreads["noise"] for a in accounts]) * fidelity.sigma,
+        sigma=None if noise is None else noise.to(mean) * fidelity.sigma,
+        sigma_std=None if noise is None else _spreads(accounts, "noise").to(mean) * fidelity.sigma,
         verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean)),
     )
     samples = torch.stack([account.samples for account in accounts], dim=1)
@@ -80,6 +80,10 @@ def _numbers(accounts: list[Account], name: str) -> Tensor | None:
     if any(name not in account.numbers for account in accounts):
         return None
     return torch.tensor([account.numbers[name] for account in accounts])
+
+
+def _spreads(accounts: list[Account], name: str) -> Tensor:
+    return torch.tensor([account.spreads[name] for account in accounts])
 
 
 def _diagnostics(outcome: Run, residual: Tensor) -> Diagnostics:

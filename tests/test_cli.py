@@ -173,7 +173,7 @@ def test_help_needs_no_torch():
         (["evaluate", "generation", "--images", "nosuch.npy"], ["no folder or .npy file of images nosuch.npy"]),
         (["sample", "--out", "."], ["--out . is a folder. Give a file, such as file.png"]),
         (["sample", "--out", "x.npy", "--gif", ".."], ["--gif .. is a folder. Give a file, such as ../file.gif"]),
-        (["sample", "--out", "x.png", "--prior", "cifar10-features"], [NO_PRIOR, "Did you mean 'cifar10'"]),
+        (["sample", "--out", "x.png", "--prior", "cifar10-features"], [NO_PRIOR, "Did you mean 'cifar10"]),
         ([*DENOISING, *SAMPLE, "--prior", "cifar10-features"], [NO_PRIOR, "The choices are: cifar10,"]),
         (["evaluate", "generation", "--images", ".", "--prior", "nosuch"], ["unknown prior or denoiser 'nosuch'"]),
         (["evaluate", "generation", "--images", ".", "--prior", "cifar10-features"], [NO_PRIOR[:-1], "or denoiser."]),

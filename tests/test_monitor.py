@@ -92,8 +92,8 @@ def test_the_posterior_is_right_without_settings(case, field):
 
 def test_an_image_of_a_batch_is_that_image_alone(case, field):
     operator, y, _ = case
-    one = emprior.solve(operator, y[:1], field, method="posterior", steps=400)
-    two = emprior.solve(operator, y, field, method="posterior", steps=400)
+    one = emprior.solve(operator, y[:1], field, method="posterior", steps=120)
+    two = emprior.solve(operator, y, field, method="posterior", steps=120)
     torch.testing.assert_close(two.mean[:1], one.mean, atol=1e-8, rtol=0)
     torch.testing.assert_close(two.samples[:, :1], one.samples, atol=1e-8, rtol=0)
     assert two.diagnostics.draws[0] == one.diagnostics.draws[0]

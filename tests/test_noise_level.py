@@ -13,7 +13,7 @@ from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.operators import without_noise
 from emprior.solvers.noise_level import Rescaled
-from emprior.verify.gaussian import gaussian_field
+from emprior.verify.fields import gaussian_field
 
 SIDE, SIGMA = 24, 0.1
 

@@ -239,7 +239,7 @@ BAD = {
     "interaction of modes": (
         lambda y: y,
         {"interaction": emprior.Interaction(1.0), "samples": 2},
-        r"'map' does not sample. Use one of: ula, mala, hmc, posterior, flow",
+        r"'map' does not sample. Use one of: ula, mala, hmc, gibbs, skrock, tempering, posterior, flow",
     ),
     "interaction kind": (lambda y: y, {"interaction": 1.0, "samples": 2, "method": "mala"}, r"emprior\.Interaction"),
     "x0": (lambda y: y, {"x0": torch.zeros(1, 3, 8, 8)}, r"x0 holds 1 images, but y holds 2"),

@@ -9,8 +9,8 @@ import torch
 from emprior.cli import main
 from emprior.priors import GaussianPrior
 from emprior.verify import SUITES, verify
-from emprior.verify.gaussian import gaussian_field, wasserstein
-from emprior.verify.modes import mode_shares, stein_discrepancy, two_modes
+from emprior.verify.fields import gaussian_field, wasserstein
+from emprior.verify.mixture import mode_shares, stein_discrepancy, two_modes
 
 
 def normal(*shape, seed=0):
@@ -96,8 +96,8 @@ def test_modes_without_tempering_are_out_of_their_bars():
 
 
 def test_command(capsys, monkeypatch):
-    monkeypatch.setattr("emprior.verify.gaussian.SIDES", (8,))
-    monkeypatch.setattr("emprior.verify.gaussian.PROBLEMS", {"denoising": 0.1})
+    monkeypatch.setattr("emprior.verify.fields.SIDES", (8,))
+    monkeypatch.setattr("emprior.verify.fields.PROBLEMS", {"denoising": 0.1})
     assert main(["verify", "--suite", "gaussian", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["problem"] == "denoising 8x8"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from emprior._check import check_positive, nearest
 from emprior.solvers import METHODS
-from emprior.verify.gaussian import gaussian
-from emprior.verify.modes import modes
+from emprior.verify.fields import gaussian
+from emprior.verify.mixture import modes
 from emprior.verify.row import Row
 
 __all__ = ["SUITES", "Row", "verify"]
