@@ -142,3 +142,9 @@ def check_positive(name: str, value: object, whole: bool = False) -> int | float
         what = "a positive whole number" if whole else "a positive number"
         raise ValueError(f"{name} is {value!r}, expected {what}. Try {name}={1 if whole else 1.0}.")
     return int(number) if whole else number
+
+
+def check_level(level: float) -> None:
+    r"""Raises a ValueError unless `level` is a probability between 0 and 1."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, but it is a probability between 0 and 1, such as 0.9.")

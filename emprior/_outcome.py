@@ -2,6 +2,7 @@ r"""What a run amounts to: its result."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -12,8 +13,11 @@ from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.monitor import Account
 from emprior.result import Diagnostics, Result, Status
-from emprior.solvers import Run
+from emprior.solvers import Run, Settings
 from emprior.verdict import Verdict, verdict
+
+ENOUGH = 100.0
+"""The effective sample size below which chains of a given length are not to be trusted."""
 
 
 def point(outcome: Run, fidelity: GaussianFidelity, config: dict[str, object]) -> Result:
@@ -30,9 +34,12 @@ def chains(
     accounts: list[Account],
     posterior: Posterior,
     config: dict[str, object],
-    targets: bool,
+    settings: Settings,
 ) -> Result:
-    r"""Returns the mean of the chains of each image, and what they tell of themselves."""
+    r"""Returns the mean of the chains of each image, and what they tell of themselves.
+
+    Chains that were to go on until they had mixed are judged by what they were to reach.
+    """
     fidelity = posterior.fidelity
     assert isinstance(fidelity, GaussianFidelity)
     mean = torch.stack([account.mean for account in accounts])
@@ -43,7 +50,7 @@ def chains(
         return torch.tensor([float(getattr(account, name)) for account in accounts])
 
     for image, account in enumerate(accounts):
-        if targets and outcome.status[image] is Status.SAMPLED:
+        if math.isfinite(settings.ess) and outcome.status[image] is Status.SAMPLED:
             outcome.status[image] = Status.MIXED if account.met else Status.UNMIXED
     noise = _numbers(accounts, "noise")
     diagnostics = replace(
@@ -54,25 +61,29 @@ def chains(
         acceptance=_numbers(accounts, "acceptance"),
         sigma=None if noise is None else noise.to(mean) * fidelity.sigma,
         sigma_std=None if noise is None else _spreads(accounts, "noise").to(mean) * fidelity.sigma,
-        verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean)),
+        verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean, settings)),
     )
     samples = torch.stack([account.samples for account in accounts], dim=1)
     sketches = tuple(account.sketch for account in accounts)
     return Result(mean, samples, mean, std, diagnostics, Status.worst(outcome.status), config, fidelity.y, sketches)
 
 
-def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image) -> tuple[Verdict, ...]:
+def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image, settings: Settings) -> tuple[Verdict, ...]:
     r"""Judges each image by its own account."""
     fidelity, prior = posterior.fidelity, posterior.prior
     typical = prior.typical if posterior.weight == 1 and posterior.interaction is None else None
     counts = [int(count) for count in fidelity.count(mean)]
+    enough = settings.ess if math.isfinite(settings.ess) else ENOUGH
     verdicts: list[Verdict] = []
     for account, count in zip(accounts, counts, strict=True):
         share = account.numbers.get("acceptance")
         acceptance = None if share is None else torch.tensor([share])
         data = account.numbers["fidelity"]
         residual, energy = torch.tensor([2 * data / count]).sqrt(), torch.tensor([account.numbers["energy"] - data])
-        verdicts += verdict(account.mixing, acceptance, residual, energy, typical, dimension=count)
+        verdicts += verdict(
+            account.mixing, acceptance, residual, energy, typical,
+            target_rhat=settings.rhat, target_ess=enough, dimension=count,
+        )  # fmt: skip
     return tuple(verdicts)
 
 

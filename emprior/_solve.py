@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -151,7 +150,7 @@ def solve(
     if monitor is None or not monitor.draws:
         result = point(outcome, fidelity, config)
         return result if found is None else _with_noise(result, found)
-    return chains(outcome, monitor.close(), posterior, config, math.isfinite(settings.ess))
+    return chains(outcome, monitor.close(), posterior, config, settings)
 
 
 def _with_noise(result: Result, found: Diagnostics) -> Result:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from emprior._check import check_level
 from emprior._types import Image, PerImage
 
 
@@ -85,7 +86,7 @@ def coverage(samples: Tensor, truth: Image, level: float) -> PerImage:
         >>> round(coverage(draws[1:], draws[0], 0.9).item(), 2)
         0.9
     """
-    _check_level(level)
+    check_level(level)
     samples, truth = _stacked(samples, truth, 1)
     below, above = (samples < truth).sum(0).to(truth), (samples <= truth).sum(0).to(truth)
     count = len(samples) + 1
@@ -111,7 +112,7 @@ def gaussian_coverage(mean: Image, std: Image, truth: Image, level: float) -> Pe
         >>> gaussian_coverage(mean, std, torch.tensor([[[[0.0, 1.0, 1.6, 2.0]]]]), 0.9)
         tensor([0.7500])
     """
-    _check_level(level)
+    check_level(level)
     mean, truth = _alike(mean, truth, "mean")
     std, _ = _alike(std, truth, "std")
     z = math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
@@ -173,8 +174,3 @@ def _stacked(samples: Tensor, truth: Tensor, least: int) -> tuple[Tensor, Tensor
 def _wide(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(torch.promote_types(x.dtype, truth.dtype), torch.float32)
     return x.to(dtype), truth.to(x.device, dtype)
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, but it is a probability between 0 and 1, such as 0.9.")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emprior._check import check_level
 from emprior._files import CURE, replaced, sha256
 from emprior._types import Image, PerImage
 from emprior.sketch import Sketch
@@ -138,6 +139,7 @@ class Result:
         Raises:
             ValueError: The method did not sample, or `level` is not between 0 and 1.
         """
+        check_level(level)
         low, high = self.quantile([(1 - level) / 2, (1 + level) / 2])
         return low, high
 

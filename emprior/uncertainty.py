@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from emprior._check import check_level
 from emprior._files import atomic
 from emprior._types import Image, PerImage
 from emprior.sketch import Sketch
@@ -38,7 +39,7 @@ def interval(samples: Sketch | Tensor, level: float) -> tuple[Image, Image]:
         >>> round(low.item(), 4), round(high.item(), 4)
         (0.05, 0.95)
     """
-    _check_level(level)
+    check_level(level)
     low, high = _sketched(samples).quantile([(1 - level) / 2, (1 + level) / 2])
     return low, high
 
@@ -86,7 +87,7 @@ def hpd_member(energy: PerImage, energies: Tensor, level: float) -> Tensor:
         >>> hpd_member(torch.tensor([2.0, 9.5]), torch.arange(9.0)[:, None].expand(9, 2), 0.9)
         tensor([ True, False])
     """
-    _check_level(level)
+    check_level(level)
     if energy.ndim != 1 or energies.ndim != 2 or energies.shape[1:] != energy.shape or len(energies) == 0:
         raise ValueError(
             f"energy has shape {tuple(energy.shape)} and energies have shape {tuple(energies.shape)}, expected (B,) "
@@ -164,7 +165,7 @@ class Conformal:
             ValueError: The shapes differ, a width is negative or not a number, there are fewer than
                 :math:`l / (1 - l)` images, or more pixels than the level allows miss by no width.
         """
-        _check_level(level)
+        check_level(level)
         _check_alike(mean=mean, width=width, truth=truth)
         if not bool((width >= 0).all()):
             raise ValueError("width holds values that are negative or NaN. Pass standard deviations, as Result.std is.")
@@ -242,8 +243,3 @@ def _check_alike(**images: Tensor) -> None:
     if len(set(shapes.values())) > 1 or any(len(shape) < 2 for shape in shapes.values()):
         given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"the shapes are {given}. Give all as (B, *shape); x[None] makes a batch of one image.")
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, but it is a probability between 0 and 1, such as 0.9.")

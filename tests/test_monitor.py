@@ -108,6 +108,21 @@ def test_chains_that_are_too_short_say_so(case, field):
     assert "more draws of each chain" in result.diagnostics.verdict[0]
 
 
+def test_a_verdict_asks_for_as_much_as_the_run_was_to_reach(case, field):
+    operator, y, _ = case
+    result = emprior.solve(operator, y[:1], field, method="posterior", steps=400)
+    ess, (line,) = float(result.diagnostics.ess), result.diagnostics.verdict
+    assert 100 < ess < 400
+    assert result.status is Status.UNMIXED
+    assert line.startswith("not trustworthy: ")
+    assert "below 400" in line
+    assert (
+        not emprior.solve(operator, y[:1], field, method="hmc", samples=4, steps=400)
+        .diagnostics.verdict[0]
+        .startswith("not")
+    )
+
+
 def test_results_keep_their_quantiles(case, field, tmp_path):
     operator, y, _ = case
     result = emprior.solve(operator, y, field, method="mala", samples=2, steps=100)

@@ -42,7 +42,6 @@ def test_the_noise_level_has_its_posterior(noisy, method):
     assert ((run.sigma - mean).abs() < 4 * error).all()
     assert ((run.sigma_std / std - 1).abs() < 4 / (2 * run.ess.clamp(min=16)).sqrt()).all()
     assert (error < 0.3 * std).all()
-    assert any("noise" in line or "effective" in line or line.startswith("trustworthy") for line in run.verdict)
 
 
 def test_an_estimate_of_map_is_that_of_a_chain(noisy):

@@ -110,9 +110,13 @@ def measure(result: Result, truth: Tensor | None) -> dict[str, Any]:
     summary = result.diagnostics.summary()
     terms = [name for name in result.diagnostics.trace if name in summary]
     figures["energies"] = {name: summary[name] for name in terms}
-    figures |= {name: summary[name] for name in ("residual", "acceptance", "step_size") if name in summary}
+    figures |= {
+        name: summary[name] for name in ("residual", "acceptance", "step_size", "rhat", "ess") if name in summary
+    }
     figures["gradient_evaluations"] = result.diagnostics.gradient_evaluations
     figures["seconds"] = result.diagnostics.seconds
+    if result.diagnostics.verdict:
+        figures["verdict"] = result.diagnostics.verdict[0]
     return figures | {"status": result.status.name.lower(), "message": result.status.value}
 
 
@@ -172,6 +176,7 @@ def _line(figures: dict[str, Any]) -> str:
         f"{figures['gradient_evaluations']} gradients",
         f"{figures['seconds']:.1f} s",
         figures["message"],
+        figures.get("verdict", ""),
     ]
     title = f"{figures['problem']}, {figures['prior']}, {figures['method']}"
     return f"{title}: {'; '.join(entry for entry in entries if entry)}"
