@@ -2,6 +2,7 @@ r"""Networks that give one scalar per image, and the registry that names them.""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,7 +12,38 @@ from torch import Tensor, nn
 from emprior.nets.unet import UNet
 
 
-class InnerProductPotential(nn.Module):
+class Potential(nn.Module, ABC):
+    r"""A scalar of a U-Net's output.
+
+    Arguments:
+        channels: The number of image channels.
+        patch: The side of the space-to-depth patch, in pixels.
+        widths: The feature channels of each level of the U-Net, finest first.
+        blocks: The residual blocks of each level.
+    """
+
+    def __init__(
+        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
+    ) -> None:
+        super().__init__()
+        self.field = UNet(channels, self.outputs(channels, patch, widths), patch, widths, blocks)
+        self.stride = self.field.stride
+
+    @staticmethod
+    def outputs(channels: int, patch: int, widths: Sequence[int]) -> int:
+        r"""Returns the output channels of the U-Net: those of an image in patches."""
+        return channels * patch**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        r"""Maps images `(B, C, H, W)` to potentials `(B,)`, padded by reflection to the stride."""
+        return total(self.terms(pad_to_multiple(x, self.stride)))
+
+    @abstractmethod
+    def terms(self, x: Tensor) -> Tensor:
+        r"""Returns what adds up to the potentials, `(B, ...)`, of images of a multiple of the stride."""
+
+
+class InnerProductPotential(Potential):
     r"""The potential of an image-to-image network `f`,
 
     .. math:: V(x) = \langle x, f(x) \rangle, \qquad \nabla V(x) = f(x) + J_f(x)^\top x.
@@ -22,28 +54,13 @@ class InnerProductPotential(nn.Module):
     References:
         | Should EBMs model the energy or the score? (Salimans and Ho, 2021)
         | https://openreview.net/forum?id=9AS-TF2jRNb
-
-    Arguments:
-        channels: The number of image channels.
-        patch: The side of the space-to-depth patch, in pixels.
-        widths: The feature channels of each level of the U-Net, finest first.
-        blocks: The residual blocks of each level.
     """
 
-    def __init__(
-        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
-    ) -> None:
-        super().__init__()
-        self.field = UNet(channels, channels * patch**2, patch, widths, blocks)
-        self.stride = self.field.stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
-        x = pad_to_multiple(x, self.stride)
-        return total(x * F.pixel_shuffle(self.field(x), self.field.patch))
+    def terms(self, x: Tensor) -> Tensor:
+        return x * F.pixel_shuffle(self.field(x), self.field.patch)
 
 
-class LocalPotential(nn.Module):
+class LocalPotential(Potential):
     r"""The sum of one learned term for each patch `p`,
 
     .. math:: V(x) = \sum_p \phi_p(x),
@@ -51,28 +68,18 @@ class LocalPotential(nn.Module):
     where :math:`\phi_p = \langle l_p(x), r_p(x) \rangle` is a product of two feature vectors of the image
     around the patch, bilinear so that the quadratic growth of `V` needs no large weights. `V` is
     extensive: it grows with the image, and its terms can be mapped.
-
-    Arguments:
-        channels: The number of image channels.
-        patch: The side of the space-to-depth patch, in pixels.
-        widths: The feature channels of each level of the U-Net, finest first.
-        blocks: The residual blocks of each level.
     """
 
-    def __init__(
-        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
-    ) -> None:
-        super().__init__()
-        self.field = UNet(channels, 2 * widths[0], patch, widths, blocks)
-        self.stride = self.field.stride
+    @staticmethod
+    def outputs(channels: int, patch: int, widths: Sequence[int]) -> int:
+        return 2 * widths[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
-        left, right = self.field(pad_to_multiple(x, self.stride)).chunk(2, dim=1)
-        return total(left * right)
+    def terms(self, x: Tensor) -> Tensor:
+        left, right = self.field(x).chunk(2, dim=1)
+        return left * right
 
 
-class SquaredNormPotential(nn.Module):
+class SquaredNormPotential(Potential):
     r"""The potential of an image-to-image network `f`,
 
     .. math:: V(x) = \frac{1}{2} \|f(x)\|^2, \qquad \nabla V(x) = J_f(x)^\top f(x).
@@ -85,25 +92,11 @@ class SquaredNormPotential(nn.Module):
         | https://arxiv.org/abs/2110.03220
         | Should EBMs model the energy or the score? (Salimans and Ho, 2021)
         | https://openreview.net/forum?id=9AS-TF2jRNb
-
-    Arguments:
-        channels: The number of image channels.
-        patch: The side of the space-to-depth patch, in pixels.
-        widths: The feature channels of each level of the U-Net, finest first.
-        blocks: The residual blocks of each level.
     """
 
-    def __init__(
-        self, channels: int = 3, patch: int = 2, widths: Sequence[int] = (64, 128, 256), blocks: int = 2
-    ) -> None:
-        super().__init__()
-        self.field = UNet(channels, channels * patch**2, patch, widths, blocks)
-        self.stride = self.field.stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        r"""Maps images `(B, C, H, W)` to potentials `(B,)`."""
-        f = self.field(pad_to_multiple(x, self.stride))
-        return total(f.to(torch.promote_types(f.dtype, torch.float32)).square()) / 2
+    def terms(self, x: Tensor) -> Tensor:
+        f = self.field(x)
+        return f.to(torch.promote_types(f.dtype, torch.float32)).square() / 2
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
