@@ -1,7 +1,6 @@
 r"""Measures whether a prior is stationary on data, and what its gradients and its contrast cost.
 
-.. math:: z \leftarrow z - h \nabla V(z + \sqrt{h \epsilon / 2}\, n) + \sqrt{2 h \epsilon}\, n
-
+Langevin without bias by its step (`emprior.train.negatives.kinetic`)
 is run from clean images for 1,000 steps, each a sixth of the inverse curvature of `V` at the data. Between steps 100
 and 1,000 a stationary prior keeps the standard deviation of the pixels within 5 % and the mean energy within half of
 the spread of the data's energies; at clean images the flow at temperature 0 moves outward at a rate below 0.05.

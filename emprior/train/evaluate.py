@@ -2,6 +2,7 @@ r"""Figures of a prior on held-out images, for its card."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from emprior._types import PerImage
 from emprior.denoiser import NetworkDenoiser
 from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
-from emprior.train.negatives import postprocess, postprocessed
+from emprior.train.negatives import kinetic
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
 
@@ -43,7 +44,7 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     Arguments:
         prior: The prior.
         images: Clean images in `[0, 1]`, `(B, C, H, W)`.
-        steps: The steps, see :func:`emprior.train.negatives.postprocessed`.
+        steps: The steps, see :func:`emprior.train.negatives.kinetic`.
         step_size: The step, in units of the inverse curvature of `V` at the data (0.01 where that is infinite).
 
     Returns:
@@ -52,19 +53,19 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
     """
     z = 2 * images - 1
     noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
-    marks = {0, min(100, steps // 2), steps}
     h = step_size / prior.interpolant.stiffness or 0.01
+    p = math.sqrt(prior.epsilon) * noise.normal(*z.shape[1:])
     out: dict[str, list[float]] = {"step": [], "pixel_std": [], "energy": [], "spread": []}
-    for step in range(steps + 1):
-        if step in marks:
-            x = postprocess(z, noise.normal(*z.shape[1:]), prior.epsilon, h) if step else z
-            with torch.no_grad():
-                v = torch.cat([prior.potential(part) for part in x.split(256)])
-            figures = (step, float(x.std()) / 2, float(v.mean()), float(v.std(correction=0)))
-            for key, value in zip(out, figures, strict=True):
-                out[key].append(round(value, 4))
-        if step < steps:
-            z = postprocessed(prior.potential_gradient, z, noise.normal(*z.shape[1:]), prior.epsilon, h)
+    done = 0
+    for step in sorted({0, min(100, steps // 2), steps}):
+        draws = (noise.normal(*z.shape[1:]) for _ in range(step - done))
+        z, p = kinetic(prior.potential_gradient, z, p, draws, prior.epsilon, h, momentum=0.0)
+        done = step
+        with torch.no_grad():
+            v = torch.cat([prior.potential(part) for part in z.split(256)])
+        figures = (step, float(z.std()) / 2, float(v.mean()), float(v.std(correction=0)))
+        for key, value in zip(out, figures, strict=True):
+            out[key].append(round(value, 4))
     return out
 
 

@@ -2,7 +2,7 @@ r"""Samples of the model, for the contrast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -33,26 +33,43 @@ def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, g
     return x
 
 
-def postprocessed(gradient: Gradient, z: Tensor, n: Tensor, epsilon: float, step_size: float) -> Tensor:
-    r"""Does one Langevin step of :math:`z`, such that :func:`postprocess` of it has the right variance.
+def kinetic(
+    gradient: Gradient, x: Tensor, p: Tensor, noise: Iterable[Tensor], epsilon: float, step_size: float, momentum: float
+) -> tuple[Tensor, Tensor]:
+    r"""Runs Langevin steps with momenta (BAOAB), one for each draw of `noise`,
 
-    .. math:: z \leftarrow z - h \nabla V(z + \sqrt{h \epsilon / 2}\, n) + \sqrt{2 h \epsilon}\, n, \qquad
-              x = z + \sqrt{h \epsilon / 2}\, n'
+    .. math:: p \leftarrow p - \tfrac{h}{2} \nabla V(x), \quad x \leftarrow x + \tfrac{h}{2} p, \quad
+              p \leftarrow c p + \sqrt{(1 - c^2) \epsilon}\, n, \quad x \leftarrow x + \tfrac{h}{2} p, \quad
+              p \leftarrow p - \tfrac{h}{2} \nabla V(x).
 
-    Where `V` is quadratic, `x` follows :math:`e^{-V / \epsilon}` exactly, however long the step; of :func:`langevin`
-    it would be too wide by half a step.
+    Where `V` is quadratic, `x` has the variance of :math:`e^{-V / \epsilon}` however long the step; that of
+    :func:`langevin` is too wide by half a step.
 
     References:
-        | Postprocessed Integrators for the High Order Integration of Ergodic SDEs (Vilmart, 2015)
-        | https://doi.org/10.1137/140974328
+        | Rational Construction of Stochastic Numerical Methods for Molecular Sampling (Leimkuhler and Matthews, 2013)
+        | https://arxiv.org/abs/1203.5428
+
+    Arguments:
+        gradient: The gradient of `V`.
+        x: Images in `[-1, 1]`, `(B, C, H, W)`.
+        p: Momenta, `(B, C, H, W)`.
+        noise: Draws of white noise, `(B, C, H, W)` each.
+        epsilon: The temperature.
+        step_size: The Langevin step that it amounts to, :math:`h^2 / 2`.
+        momentum: The share `c` of the momenta that is kept; 0 is Langevin without any.
+
+    Returns:
+        Images and momenta.
     """
-    x = postprocess(z, n, epsilon, step_size)
-    return z - step_size * gradient(x) + (2 * step_size * epsilon) ** 0.5 * n
-
-
-def postprocess(z: Tensor, n: Tensor, epsilon: float, step_size: float) -> Tensor:
-    r"""Returns :math:`z + \sqrt{h \epsilon / 2}\, n`."""
-    return z + (step_size * epsilon / 2) ** 0.5 * n
+    h, force = (2 * step_size) ** 0.5, gradient(x)
+    for n in noise:
+        p = p - h / 2 * force
+        x = x + h / 2 * p
+        p = momentum * p + ((1 - momentum**2) * epsilon) ** 0.5 * n
+        x = x + h / 2 * p
+        force = gradient(x)
+        p = p - h / 2 * force
+    return x, p
 
 
 def view_noise(settings: Contrast) -> Tensor:
@@ -86,22 +103,13 @@ class ReplayBuffer:
 
     of which its origin is a draw if the density is right: a contrast where posteriors are sampled. The chains have
     momenta `p`, of which they keep a share `c` at each step, so that they cross a wide flat density rather than
-    diffuse in it. A step (BAOAB) is
-
-    .. math:: p \leftarrow p - \tfrac{h}{2} \nabla V(x), \quad x \leftarrow x + \tfrac{h}{2} p, \quad
-              p \leftarrow c p + \sqrt{(1 - c^2) \epsilon}\, n, \quad x \leftarrow x + \tfrac{h}{2} p, \quad
-              p \leftarrow p - \tfrac{h}{2} \nabla V(x),
-
-    with :math:`h^2 / 2` the Langevin step. Where `V` is quadratic, `x` has the variance of the density however long the
-    step; the steps of :func:`langevin` would teach a density too narrow by half a step.
+    diffuse in it, and take the steps of :func:`kinetic`.
 
     References:
         | Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
         | (Tieleman, 2008)
         | Learning Energy-Based Models by Diffusion Recovery Likelihood (Gao et al., 2021)
         | https://arxiv.org/abs/2012.08125
-        | Rational Construction of Stochastic Numerical Methods for Molecular Sampling (Leimkuhler and Matthews, 2013)
-        | https://arxiv.org/abs/1203.5428
 
     Arguments:
         settings: The contrast.
@@ -118,18 +126,12 @@ class ReplayBuffer:
     def advance(self, rows: Tensor, steps: int, gradient: Gradient, generator: torch.Generator) -> None:
         r"""Runs some chains."""
         x, _, view, p = self.chains[rows].unbind(1)
-        c, h = self.settings.momentum, (2 * self.settings.step_size) ** 0.5
         pull = column(self.epsilon / self.sigma[rows].square(), x)
-        force = gradient(x) + pull * (x - view)
-        for _ in range(steps):
-            p = p - h / 2 * force
-            x = x + h / 2 * p
-            n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            p = c * p + ((1 - c**2) * self.epsilon) ** 0.5 * n
-            x = x + h / 2 * p
-            force = gradient(x) + pull * (x - view)
-            p = p - h / 2 * force
-        self.chains[rows, 0], self.chains[rows, 3] = x, p
+        noise = (torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) for _ in range(steps))
+        self.chains[rows, 0], self.chains[rows, 3] = kinetic(
+            lambda z: gradient(z) + pull * (z - view),
+            x, p, noise, self.epsilon, self.settings.step_size, self.settings.momentum,
+        )  # fmt: skip
 
     def age(self, gradient: Gradient, generator: torch.Generator) -> None:
         r"""Runs the chains before their first use, each batch of them for another share of `settings.age` steps.
