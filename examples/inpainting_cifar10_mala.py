@@ -45,7 +45,7 @@ def main() -> None:
         figures = {"psnr": psnr(result.estimate, x).item(), "ssim": ssim(result.estimate, x).item()}
         lines[method] = figures | result.diagnostics.summary()
         print(f"{method:5}" + "".join(f"  {name} {value:.4g}" for name, value in lines[method].items()))
-        print(f"       {result.status.value}")
+        print("\n".join(f"       {line}" for line in (result.status.value, *result.diagnostics.verdict)))
     (args.out / "figures.json").write_text(json.dumps(lines, indent=2) + "\n")
     print(f"written to {args.out}: {', '.join(sorted(p.name for p in (args.out / 'mala').iterdir()))}")
 
