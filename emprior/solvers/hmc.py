@@ -11,9 +11,9 @@ from emprior._noise import Noise
 from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy
-from emprior.solvers.adaptation import StepSize, begin, learn
 from emprior.solvers.base import Info, Solver, State
-from emprior.solvers.metric import Metric, metropolis, pooled
+from emprior.solvers.metric import Metric, metropolis
+from emprior.solvers.warmup import Warmup, follow, prepare, turn
 
 GOLDEN = (5**0.5 - 1) / 2
 """The fractional parts of its multiples fill `[0, 1)` most evenly, however many there are."""
@@ -62,11 +62,11 @@ def hamiltonian(metric: Metric, phase: Phase) -> PerImage:
 
 @dataclass(frozen=True)
 class HMCState(State):
-    r"""The rows, their energy and gradient, and the step that is learnt."""
+    r"""The rows, their energy and gradient, and what is learnt."""
 
     value: PerImage
     gradient: Image
-    step: StepSize
+    warmup: Warmup
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,15 @@ class HMC(Solver):
     def init(self, energy: Energy, x: Image, noise: Noise) -> HMCState:
         value, gradient = energy.value_and_grad(x)
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return HMCState(x, 0, done, value, gradient, begin(self.step_size, value))
+        return HMCState(x, 0, done, value, gradient, prepare(energy, x, self.step_size))
 
     def step(self, energy: Energy, state: HMCState, noise: Noise) -> tuple[State, Info]:
         learning = state.count < self.adapt
-        metric, leaps, h = Metric.of(energy, self.curvature), self._leaps(state.count), state.step.now(learning)
-        start = Phase(state.x, metric.draw(noise, state.x), state.value, state.gradient)
+        metric, h = state.warmup.metric(energy, self.curvature), state.warmup.step.now(learning)
+        leaps, start = (
+            self._leaps(state.count),
+            Phase(state.x, metric.draw(noise, state.x), state.value, state.gradient),
+        )
         end = leapfrog(energy, metric, start, h, leaps)
         ratio = hamiltonian(metric, start) - hamiltonian(metric, end)
         probability, accepted = metropolis(ratio, energy, noise)
@@ -142,9 +145,15 @@ class HMC(Solver):
             done=state.done,
             value=torch.where(accepted, end.value, state.value),
             gradient=torch.where(take, end.gradient, state.gradient),
-            step=learn(state.step, pooled(probability, energy), self.target) if learning else state.step,
+            warmup=self._learn(state, energy, start, end, probability) if learning else state.warmup,
         )
         return fresh, Info(leaps + (state.count == 0), probability, h)
+
+    def _learn(self, state: HMCState, energy: Energy, start: Phase, end: Phase, probability: PerImage) -> Warmup:
+        move = end.x - start.x, end.gradient - start.gradient
+        warmup = follow(state.warmup, energy, move, probability, self.target)
+        windows = (self.adapt // 8, self.adapt // 4, self.adapt // 2)
+        return turn(warmup, energy, state.x, self.step_size) if state.count + 1 in windows else warmup
 
     def _leaps(self, k: int) -> int:
         r"""Returns the leaps :math:`L_k` of iteration `k`."""

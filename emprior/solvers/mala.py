@@ -11,7 +11,7 @@ from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy
 from emprior.solvers.base import Info, Solver, State
-from emprior.solvers.metric import Metric, metropolis, pooled
+from emprior.solvers.metric import DataMetric, metropolis, pooled
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MALA(Solver):
             done=torch.zeros(len(x), dtype=torch.bool, device=x.device),
             value=value,
             gradient=gradient,
-            natural=Metric.of(energy, self.curvature).solve(gradient),
+            natural=DataMetric.of(energy, self.curvature).solve(gradient),
             log_step=log_step,
             average=log_step,
         )
@@ -75,7 +75,7 @@ class MALA(Solver):
     def step(self, energy: Energy, state: MALAState, noise: Noise) -> tuple[State, Info]:
         adapting = state.count < self.adapt
         log_step = state.log_step if adapting else state.average
-        h, metric = column(log_step.exp(), state.x), Metric.of(energy, self.curvature)
+        h, metric = column(log_step.exp(), state.x), DataMetric.of(energy, self.curvature)
 
         w = metric.draw(noise, state.x)
         drawn = metric.solve(w)

@@ -1,26 +1,47 @@
-r"""The metric of the data, and Metropolis' test of rows that may share one energy."""
+r"""Metrics of the phase space, and Metropolis' test of rows that may share one energy."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Fidelity, Posterior
+from emprior.solvers.bands import Bands
 from emprior.solvers.base import as_posterior
 from emprior.solvers.curvature import prior_curvature
 
 
+class Metric(ABC):
+    r"""A metric `P` in which a posterior is about as stiff in every direction; it does not depend on the image."""
+
+    @abstractmethod
+    def draw(self, noise: Noise, x: Image) -> Image:
+        r"""Draws :math:`w \sim \mathcal{N}(0, P)` for rows of the shape of `x`."""
+
+    @abstractmethod
+    def solve(self, v: Image) -> Image:
+        r"""Returns :math:`P^{-1} v`."""
+
+
 @dataclass(frozen=True, eq=False)
-class Metric:
-    r"""The metric in which a posterior is about as stiff in every direction,
+class DataMetric(Metric):
+    r"""The Hessian of the data term and a constant in place of the prior's,
 
-    .. math:: P = c I + \frac{1}{\sigma^2} A^\top A,
+    .. math:: P = c I + \frac{1}{\sigma^2} A^\top A.
 
-    the Hessian of the data term and a constant in place of the prior's. It does not depend on the image. Without a
-    data term, or with one that is not linear, it is :math:`c I`.
+    Without a data term, or with one that is not linear, it is :math:`c I`. A draw is
+    :math:`w = \sqrt{c}\, n_1 + A^\top n_2 / \sigma`, and :math:`P^{-1} w` then follows
+    :math:`\mathcal{N}(0, P^{-1})`, with no root of a matrix.
+
+    References:
+        | Sampling Gaussian Distributions in Krylov Spaces with Conjugate Gradients
+          (perturbation-optimisation: Orieux et al., 2012)
+        | https://arxiv.org/abs/1105.5887
 
     Arguments:
         constant: The number `c`, a curvature in nats per squared unit of a pixel.
@@ -31,7 +52,7 @@ class Metric:
     fidelity: Fidelity | None = None
 
     @staticmethod
-    def of(energy: Energy, curvature: float | None = None) -> Metric:
+    def of(energy: Energy, curvature: float | None = None) -> DataMetric:
         r"""Returns the metric of an energy.
 
         Arguments:
@@ -39,25 +60,41 @@ class Metric:
             curvature: The constant `c`; by default the prior's own, times its weight.
         """
         fidelity = energy.fidelity if isinstance(energy, Posterior) and energy.fidelity.linear else None
-        return Metric(prior_curvature(energy) if curvature is None else curvature, fidelity)
+        return DataMetric(prior_curvature(energy) if curvature is None else curvature, fidelity)
 
     def draw(self, noise: Noise, x: Image) -> Image:
-        r"""Draws :math:`w = \sqrt{c}\, n_1 + A^\top n_2 / \sigma \sim \mathcal{N}(0, P)` for rows of the shape of `x`.
-
-        :math:`P^{-1} w` then follows :math:`\mathcal{N}(0, P^{-1})`, with no root of a matrix.
-
-        References:
-            | Sampling Gaussian Distributions in Krylov Spaces with Conjugate Gradients
-              (perturbation-optimisation: Orieux et al., 2012)
-            | https://arxiv.org/abs/1105.5887
-        """
         w = self.constant**0.5 * noise.normal(*x.shape[1:])
         return w if self.fidelity is None else w + self.fidelity.whiten(noise.normal(*self.fidelity.measured))
 
     def solve(self, v: Image) -> Image:
-        r"""Returns :math:`P^{-1} v`."""
         v = v if self.fidelity is None else self.fidelity.solve(v, 1 / self.constant)
         return v / self.constant
+
+
+@dataclass(frozen=True, eq=False)
+class BandMetric(Metric):
+    r"""A curvature for each band of frequency and colour,
+
+    .. math:: P = Q^\top \mathrm{diag}(c_{b(i)})\, Q,
+
+    with `Q` the basis of `Bands`.
+
+    Arguments:
+        bands: The basis.
+        curvature: The numbers :math:`c_b` of each row, `(S B, bands)`, in nats per squared unit of a pixel.
+    """
+
+    bands: Bands
+    curvature: Tensor
+
+    def draw(self, noise: Noise, x: Image) -> Image:
+        return self._scale(noise.normal(*x.shape[1:]), self.curvature.sqrt())
+
+    def solve(self, v: Image) -> Image:
+        return self._scale(v, 1 / self.curvature)
+
+    def _scale(self, v: Image, values: Tensor) -> Image:
+        return self.bands.join(self.bands.spread(values, v) * self.bands.split(v))
 
 
 def metropolis(ratio: PerImage, energy: Energy, noise: Noise) -> tuple[PerImage, PerImage]:

@@ -1,0 +1,138 @@
+r"""What a chain learns in its burn-in: its step, and where it can, its metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from emprior._rows import column, dot
+from emprior._types import Image, PerImage
+from emprior.energy import Energy, Posterior
+from emprior.solvers.adaptation import StepSize, begin, learn
+from emprior.solvers.bands import Bands
+from emprior.solvers.curvature import prior_curvature
+from emprior.solvers.metric import BandMetric, DataMetric, Metric, pooled
+
+WINDOW = 16
+"""The fewest iterations that a metric is learnt from."""
+
+FLOOR, CEILING = 1e-3, 10.0
+"""The least and the largest curvature of a band, in curvatures of the prior, not counting the data's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Secants:
+    r"""What the motion of a chain has shown of the curvature of each band,
+
+    .. math:: c_b = \frac{\sum \langle \Delta x, \Delta g \rangle_b}{\sum \langle \Delta x, \Delta x \rangle_b},
+              \qquad \Delta g = \nabla U(x + \Delta x) - \nabla U(x),
+
+    over the paths of all chains of an image, each weighing the same: the Hessian as it is felt on the scale on which
+    the chain moves. Momenta are drawn independently for all coefficients, so that what couples them averages out.
+
+    Arguments:
+        bend: The upper sums, `(S B, bands)`.
+        reach: The lower sums.
+        count: The paths seen.
+        isotropic: The curvature of the data term, the same in every direction, `(S B, 1)`.
+    """
+
+    bend: Tensor
+    reach: Tensor
+    count: int
+    isotropic: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Warmup:
+    r"""What has been learnt so far.
+
+    Arguments:
+        step: The step of each row.
+        learnt: The metric, once one has been learnt.
+        secants: What the metric of the next window will be made of; none where the metric of the data is kept.
+    """
+
+    step: StepSize
+    learnt: BandMetric | None
+    secants: Secants | None
+
+    def metric(self, energy: Energy, curvature: float | None) -> Metric:
+        r"""Returns the metric to move in: that of the data, with the constant `curvature`, until one is learnt."""
+        return DataMetric.of(energy, curvature) if self.learnt is None else self.learnt
+
+
+def prepare(energy: Energy, x: Image, step_size: float) -> Warmup:
+    r"""Returns the start.
+
+    A metric will be learnt where the data term is as stiff in every direction, or absent: there the prior alone makes
+    directions differ.
+
+    Arguments:
+        energy: The energy.
+        x: The rows, `(S B, *shape)`.
+        step_size: The first step, relative to the metric.
+    """
+    step = begin(step_size, x.flatten(1)[:, 0])
+    isotropic = None if energy.coupled else _isotropic(energy, x)
+    if isotropic is None:
+        return Warmup(step, None, None)
+    empty = x.new_zeros(len(x), Bands.of(x).count)
+    return Warmup(step, None, Secants(empty, empty, 0, isotropic))
+
+
+def follow(warmup: Warmup, energy: Energy, move: tuple[Image, Image], acceptance: PerImage, target: float) -> Warmup:
+    r"""Takes in one iteration.
+
+    Arguments:
+        warmup: What has been learnt.
+        energy: The energy.
+        move: How far a path went, and how the gradient changed, `(S B, *shape)` each, whether accepted or not.
+        acceptance: The probability of acceptance, `(S B,)`.
+        target: The acceptance to aim at.
+    """
+    warmup = replace(warmup, step=learn(warmup.step, pooled(acceptance, energy), target))
+    if warmup.secants is None:
+        return warmup
+    bands, (far, change) = Bands.of(move[0]), move
+    finite = far.flatten(1).isfinite().all(1) & change.flatten(1).isfinite().all(1)
+    a, g = (bands.split(torch.where(column(finite, v), v, 0)) for v in (far, change))
+    a, g = (v / column(dot(a, a).clamp(min=1e-30), a).sqrt() for v in (a, g))
+    seen = warmup.secants
+    bend, reach = seen.bend + bands.sums(a * g), seen.reach + bands.sums(a * a)
+    return replace(warmup, secants=replace(seen, bend=bend, reach=reach, count=seen.count + 1))
+
+
+def turn(warmup: Warmup, energy: Energy, x: Image, step_size: float) -> Warmup:
+    r"""Ends a window: takes the metric that the paths have shown, and starts to learn the step anew."""
+    seen = warmup.secants
+    if seen is None or seen.count < WINDOW:
+        return warmup
+    bend, reach = _pooled(seen.bend, energy), _pooled(seen.reach, energy)
+    own = prior_curvature(energy)
+    curvature = torch.clamp(bend / reach, seen.isotropic + FLOOR * own, seen.isotropic + CEILING * own)
+    empty, step = torch.zeros_like(seen.bend), begin(step_size, x.flatten(1)[:, 0])
+    return Warmup(step, BandMetric(Bands.of(x), curvature), Secants(empty, empty, 0, seen.isotropic))
+
+
+def _isotropic(energy: Energy, x: Image) -> Tensor | None:
+    r"""Returns `h` where the data term has the Hessian :math:`h I`, `(S B, 1)`, and none where it has another."""
+    if not isinstance(energy, Posterior):
+        return x.new_zeros(len(x), 1)
+    if not energy.fidelity.linear:
+        return None
+    v = torch.linspace(1, 2, x[0].numel(), dtype=x.dtype, device=x.device).reshape(1, *x.shape[1:]).expand_as(x)
+    curved = energy.fidelity.curve(v)
+    h = dot(v, curved) / dot(v, v)
+    off = (curved - column(h, v) * v).flatten(1).abs().amax(1)
+    return h[:, None] if bool((off <= 1e-4 * h.clamp(min=1e-30)).all()) else None
+
+
+def _pooled(values: Tensor, energy: Energy) -> Tensor:
+    r"""Sums `(S B, bands)` over the samples of each image."""
+    if not isinstance(energy, Posterior):
+        return values
+    summed = values.unflatten(0, (-1, energy.fidelity.images)).sum(0)
+    return summed.repeat(len(values) // len(summed), 1)
