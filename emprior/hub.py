@@ -28,6 +28,8 @@ from emprior._paths import cache_dir, pretrained_dir
 from emprior.denoiser import NetworkDenoiser
 from emprior.interpolant import make_interpolant
 from emprior.nets import Classifier, make_features, make_potential, make_velocity
+from emprior.priors.analysers import make_analysers
+from emprior.priors.mixture import GaussianMixturePrior
 from emprior.priors.network import NetworkPrior
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -36,10 +38,11 @@ CARD, WEIGHTS = "card.yaml", "weights.safetensors"
 DENSITY = ("objective", "arguments", "epsilon")
 KINDS = {
     "prior": ("prior", "emprior.load_prior"),
+    "mixture": ("prior", "emprior.load_prior"),
     "denoiser": ("denoiser", "emprior.load_denoiser"),
     "features": ("feature extractor", "emprior.hub.load_features"),
 }
-"""What a folder may hold: its noun, and the function that loads it."""
+"""What a folder may hold: its noun, and the function that loads it. A mixture goes wherever a prior is asked for."""
 
 TYPES: dict[str, tuple[type, str]] = {
     "str": (str, "a text"),
@@ -55,9 +58,10 @@ class Card:
 
     Arguments:
         name: Its name.
-        kind: `"prior"`, `"denoiser"` for the baseline of one, or `"features"` for what compares images.
-        architecture: The network's registered name.
-        arguments: The network's arguments.
+        kind: `"prior"`, `"mixture"` for one of Gaussians, `"denoiser"` for the baseline of a prior, or `"features"` for
+            what compares images.
+        architecture: The registered name of the network, or of what a mixture is stored as.
+        arguments: Its arguments.
         shape: The shape of one training image, `(C, H, W)`.
         density: The `objective` and its `arguments`, and the temperature `epsilon`; empty for other kinds.
         sha256: The digest of the weights' file.
@@ -143,7 +147,8 @@ def list_denoisers() -> list[str]:
 
 def list_names(kinds: Collection[str] = tuple(KINDS)) -> list[str]:
     r"""Returns the names of all that is bundled or cached and of some `kinds`, keys of :data:`KINDS`."""
-    return sorted(name for name, folder in _folders().items() if _kind(folder) in kinds)
+    nouns = {KINDS[kind][0] for kind in kinds}
+    return sorted(name for name, folder in _folders().items() if _noun(folder) in nouns)
 
 
 def find_prior(name: str | os.PathLike[str], kinds: Collection[str] = ("prior",)) -> Path:
@@ -153,25 +158,37 @@ def find_prior(name: str | os.PathLike[str], kinds: Collection[str] = ("prior",)
         ValueError: There is none; the message lists those there are.
     """
     folder = _find(name, kinds)
-    if (kind := _kind(folder)) not in kinds:
+    if (noun := _noun(folder)) not in {KINDS[kind][0] for kind in kinds}:
         choices = nearest(str(name), list_names(kinds))
-        raise ValueError(f"{str(name)!r} is a {KINDS[kind][0]}, not a {_nouns(kinds)}. {choices}")
+        raise ValueError(f"{str(name)!r} is a {noun}, not a {_nouns(kinds)}. {choices}")
     return folder
 
 
-def load_prior(name: str | os.PathLike[str]) -> NetworkPrior:
-    r"""Loads a learned prior by name or folder.
+def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePrior:
+    r"""Loads a learned prior by name or folder: a network, or a mixture of Gaussians.
 
     Raises:
         ValueError: The prior is unknown, its card is wrong, or its weights are not those of the card.
     """
-    card, potential = _load(name, "prior", make_potential)
-    interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
-    prior = NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
+    is_mixture = Card.read(_find(name, ["prior"])).kind == "mixture"
+    card, prior = _load_mixture(name) if is_mixture else _load_network(name)
     prior.settings |= card.solver
     if "energy" in card.metrics:
         prior.typical = card.metrics["energy"]["mean"], card.metrics["energy"]["spread"]
     return prior
+
+
+def _load_network(name: str | os.PathLike[str]) -> tuple[Card, NetworkPrior]:
+    card, potential = _load(name, "prior", make_potential)
+    interpolant = make_interpolant(card.density["objective"], **card.density["arguments"])
+    return card, NetworkPrior(potential, tuple(card.shape), interpolant, card.density["epsilon"], card.name)
+
+
+def _load_mixture(name: str | os.PathLike[str]) -> tuple[Card, GaussianMixturePrior]:
+    card, stored = _load(name, "mixture", make_analysers)
+    prior = stored.prior(tuple(card.shape))
+    prior.title = card.name  # type: ignore[assignment]
+    return card, prior
 
 
 def load_network_denoiser(name: str | os.PathLike[str]) -> NetworkDenoiser:
@@ -244,7 +261,7 @@ def verify_prior(name: str | os.PathLike[str]) -> Card:
     card = Card.read(find_prior(name, KINDS))
     gray = torch.full((1, *card.shape), 0.5)
     values: tuple[torch.Tensor, ...]
-    if card.kind == "prior":
+    if KINDS[card.kind][0] == "prior":
         values = load_prior(name).value_and_grad(gray)
     elif card.kind == "denoiser":
         values = (load_network_denoiser(name).denoise(gray, 0.1),)
@@ -290,7 +307,7 @@ def _check_section(name: str, section: object) -> None:
 
 
 def _nouns(kinds: Collection[str]) -> str:
-    return " or ".join(KINDS[kind][0] for kind in kinds)
+    return " or ".join(dict.fromkeys(KINDS[kind][0] for kind in kinds))
 
 
 def _cure(folder: Path) -> str:
@@ -299,9 +316,9 @@ def _cure(folder: Path) -> str:
     return "Restore the file from a copy, or write it anew with the emprior train command that made it."
 
 
-def _kind(folder: Path) -> str:
+def _noun(folder: Path) -> str:
     try:
-        return Card.read(folder).kind
+        return KINDS[Card.read(folder).kind][0]
     except ValueError:
         return "prior"
 

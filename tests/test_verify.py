@@ -8,7 +8,7 @@ import torch
 
 from emprior.cli import main
 from emprior.priors import GaussianPrior
-from emprior.verify import SUITES, verify
+from emprior.verify import DEFAULT, verify
 from emprior.verify.fields import gaussian_field, wasserstein
 from emprior.verify.mixture import mode_shares, stein_discrepancy, two_modes
 
@@ -82,7 +82,7 @@ def test_the_field_has_the_covariance_that_it_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", DEFAULT)
 def test_the_suite_is_within_its_bars(suite):
     rows = list(verify([suite]))
     assert rows
@@ -105,7 +105,13 @@ def test_command(capsys, monkeypatch):
     assert row["figures"]["mean error"] < 0.05
     assert row["figures"]["W2"] < 2 * row["figures"]["W2 exact"]
     assert main(["verify", "--suite", "gaussian", "--method", "mala", "--steps", "8"]) == 1
-    assert "out of bars" in capsys.readouterr().out
+    heading, bars, line, _, ending = capsys.readouterr().out.splitlines()
+    assert heading.startswith("gaussian ")
+    assert "0.97..1.03" in bars
+    assert line.startswith("denoising 8x8 ")
+    assert "!" in line
+    assert len(heading) == len(line)
+    assert ending == "1 out of bars"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from emprior.denoiser import NetworkDenoiser
     from emprior.frechet import Extractor
-    from emprior.priors.network import NetworkPrior
+    from emprior.priors import GaussianMixturePrior, NetworkPrior
 
 EXAMPLES = """
 emprior evaluate generation --prior cifar10 --images cifar10_test.npy -n 2000
@@ -72,11 +72,15 @@ def run(options: argparse.Namespace) -> int:
     name, extractor = _extractor(options, device)
 
     from emprior.frechet import features, frechet_distance, to_bytes
+    from emprior.priors import GaussianMixturePrior
 
     model = _load(options.prior).to(device)
     others, real = _halves(options, model.shape, extractor)
-    settings = {} if options.steps is None else {"steps": options.steps}
-    x = model.sample(len(others), seed=options.seed, progress=is_terminal(), **settings)
+    if isinstance(model, GaussianMixturePrior):
+        x = model.sample(len(others), seed=options.seed)
+    else:
+        settings = {} if options.steps is None else {"steps": options.steps}
+        x = model.sample(len(others), seed=options.seed, progress=is_terminal(), **settings)
     check_samples(x, options.prior)
     reference = features(real, extractor)
     figures = {
@@ -112,7 +116,7 @@ def _dimension(extractor: Extractor) -> int:
         return extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
 
 
-def _load(name: str) -> NetworkPrior | NetworkDenoiser:
+def _load(name: str) -> NetworkPrior | GaussianMixturePrior | NetworkDenoiser:
     from emprior.hub import Card, find_prior, load_network_denoiser, load_prior
 
     card = Card.read(find_prior(name, GENERATIVE))

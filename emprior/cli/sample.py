@@ -56,14 +56,22 @@ def run(options: argparse.Namespace) -> int:
     from emprior._files import atomic
     from emprior._grid import save_animation, save_grid, save_trajectory
     from emprior.hub import load_prior
-    from emprior.priors.network import STEPS
+    from emprior.priors.network import STEPS, NetworkPrior
 
     prior = load_prior(options.prior).to(device)
     steps = options.steps or STEPS
     columns = moments(steps, COLUMNS) if options.trajectory else []
     frames = moments(steps, FRAMES) if options.gif else []
     film = Film({*columns, *frames})
-    x = prior.sample(options.n, seed=options.seed, steps=steps, progress=is_terminal(), callback=film.take).cpu()
+    if isinstance(prior, NetworkPrior):
+        x = prior.sample(options.n, seed=options.seed, steps=steps, progress=is_terminal(), callback=film.take).cpu()
+    elif options.steps or options.trajectory or options.gif:
+        raise UsageError(
+            f"--prior {options.prior} is a mixture of Gaussians, drawn from in no steps. Leave out --steps, "
+            "--trajectory and --gif."
+        )
+    else:
+        x = prior.sample(options.n, seed=options.seed).cpu()
     check_samples(x, options.prior)
     if options.out.suffix.lower() == ".npy":
         with atomic(options.out) as path:

@@ -3,48 +3,80 @@ r"""The truth suite: samplers against posteriors that are known exactly."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from emprior._check import check_positive, nearest
 from emprior.solvers import METHODS
-from emprior.verify.fields import gaussian
-from emprior.verify.mixture import modes
-from emprior.verify.row import Row
+from emprior.verify import calibration, fields, mixture, signals
+from emprior.verify.images import images as of_images
+from emprior.verify.peers import PEERS
+from emprior.verify.peers import peers as of_peers
+from emprior.verify.row import Case, Row
 
-__all__ = ["SUITES", "Row", "verify"]
+__all__ = ["DEFAULT", "PEERS", "SUITES", "Row", "verify"]
 
-SUITES: dict[str, tuple[Callable[..., Iterator[Row]], str]] = {
-    "gaussian": (gaussian, "posterior"),
-    "modes": (modes, "tempering"),
+SUITES: dict[str, tuple[Callable[..., Iterator[Row]], str | None]] = {
+    "gaussian": (fields.gaussian, "posterior"),
+    "modes": (mixture.modes, "tempering"),
+    "calibration": (calibration.calibration, None),
+    "images": (of_images, "posterior"),
+    "signals": (signals.signals, "posterior"),
 }
-"""Each suite with the method that it is for."""
+"""Each suite with the method that it is for; None where that depends on the problem."""
+
+DEFAULT = ("gaussian", "modes", "calibration")
+"""The suites that take a minute each."""
+
+CASES: dict[str, Callable[[int, int], Iterator[Case]]] = {
+    "gaussian": partial(fields.cases, sides=(8,)),
+    "modes": mixture.cases,
+}
+"""The problems that peers can be compared on, from the number of images and the seed."""
 
 
 def verify(
-    suites: Sequence[str] = tuple(SUITES),
+    suites: Sequence[str] = DEFAULT,
     method: str | None = None,
     *,
+    peers: Sequence[str] = (),
     steps: int | None = None,
     images: int = 2,
     seed: int = 0,
 ) -> Iterator[Row]:
-    r"""Runs a sampler on problems whose posterior is known, and yields a row of figures for each as it is done.
+    r"""Runs samplers on problems whose posterior is known, and yields a row of figures for each as it is done.
 
     Arguments:
-        suites: The names of suites: `"gaussian"`, fields of 8 x 8 and 32 x 32 pixels under four operators, and
-            `"modes"`, a posterior of two modes far apart.
-        method: The name of a method that samples; by default `"posterior"`, and `"tempering"` for `"modes"`.
-        steps: Its iterations; by default its own.
-        images: The number of images.
+        suites: The names of suites: `"gaussian"`, fields of 8 x 8 and 32 x 32 pixels under four operators;
+            `"modes"`, a posterior of two modes far apart; `"calibration"`, the ranks of many truths among draws, on
+            the small fields and the two modes; `"images"`, a mixture fitted to photographs under the bundled
+            problems; `"signals"`, signals with independent increments.
+        method: The name of a method that samples; by default the one that the suite is for.
+        peers: Names of samplers of deepinv, `PEERS`, to run beside it on the small fields and on the two modes. Their
+            rows have no bars.
+        steps: The iterations of the method; by default its own.
+        images: The number of images; a hundred times as many for `"calibration"`.
         seed: The seed of truths, measurements and chains.
 
     Raises:
-        ValueError: A name is unknown, or the method does not sample.
+        ValueError: A name is unknown, the method does not sample, or no suite is one that peers run on.
     """
     images = check_positive("images", images, whole=True)
-    for suite in suites:
-        if suite not in SUITES:
-            raise ValueError(f"unknown suite {suite!r}. {nearest(suite, SUITES)}")
+    for kind, names, known in (("suite", suites, list(SUITES)), ("peer", peers, list(PEERS))):
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}. {nearest(name, known)}")
+    if peers and not set(suites) & set(CASES):
+        raise ValueError(f"peers run on {' and '.join(CASES)} alone, got {', '.join(suites)}. Add one of these suites.")
     if method is not None and (method not in METHODS or not METHODS[method].samples):
         samplers = [name for name, recipe in METHODS.items() if recipe.samples]
         raise ValueError(f"{method!r} is not a method that samples. {nearest(method, samplers)}")
-    return (row for suite in suites for row in SUITES[suite][0](method or SUITES[suite][1], steps, images, seed))
+    return (row for suite in suites for row in _rows(suite, method, peers, steps, images, seed))
+
+
+def _rows(
+    suite: str, method: str | None, peers: Sequence[str], steps: int | None, images: int, seed: int
+) -> Iterator[Row]:
+    run, own = SUITES[suite]
+    yield from run(method or own, steps, images, seed)
+    if peers and suite in CASES:
+        yield from of_peers(peers, CASES[suite](images, seed), seed)

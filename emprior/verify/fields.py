@@ -2,17 +2,17 @@ r"""Gaussian fields, whose posterior under a linear operator is a Gaussian."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from emprior._noise import generator
-from emprior._solve import solve
 from emprior.operators import as_operator
 from emprior.priors import GaussianPrior
-from emprior.verify.row import Row
+from emprior.priors.gaussian import GaussianPosterior
+from emprior.verify.row import Case, Row, Sampled
 
 SIDES = (8, 32)
 PROBLEMS = {"denoising": 0.1, "inpainting": 0.05, "blur": 0.05, "compressed sensing": 0.05}
@@ -21,19 +21,22 @@ PROBLEMS = {"denoising": 0.1, "inpainting": 0.05, "blur": 0.05, "compressed sens
 BARS = {"mean error": (0.0, 0.05), "std ratio": (0.97, 1.03)}
 
 
-def gaussian(method: str, steps: int | None, images: int, seed: int) -> Iterator[Row]:
-    r"""Samples posteriors of stationary Gaussian fields, and compares them with the exact ones.
+def gaussian(method: str | None, steps: int | None, images: int, seed: int) -> Iterator[Row]:
+    r"""Samples posteriors of stationary Gaussian fields, and compares them with the exact ones; see :func:`figures`."""
+    for case in cases(images, seed):
+        result, sampled = case.solve(method, steps, seed)
+        run = result.diagnostics
+        assert run.ess is not None
+        found = case.figures(sampled) | {
+            "R-hat": float("nan") if run.rhat is None else float(run.rhat.max()),
+            "ESS": float(run.ess.min()),
+        }
+        yield Row.of(result, case.suite, case.problem, found, BARS)
 
-    The figures are the root mean square error of the mean in posterior standard deviations, the mean ratio of
-    standard deviations, and the 2-Wasserstein distance of the Gaussians with the moments of chains and posterior,
 
-    .. math:: W_2^2 = \|m_1 - m_2\|^2 + \mathrm{tr}\left(C_1 + C_2
-              - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2}\right),
-
-    in units of :math:`\sqrt{\mathrm{tr}\, C}`, beside the distance of as many independent draws as the chains are
-    worth. Both take the draws of the first image alone.
-    """
-    for side in SIDES:
+def cases(images: int, seed: int, sides: Sequence[int] | None = None) -> Iterator[Case]:
+    r"""Yields fields of each of `sides`, by default `SIDES`, under each operator."""
+    for side in SIDES if sides is None else sides:
         field = gaussian_field(side)
         x = field.sample(images, seed=seed)
         for name, sigma in PROBLEMS.items():
@@ -41,30 +44,35 @@ def gaussian(method: str, steps: int | None, images: int, seed: int) -> Iterator
             clean = operator.A(x)
             noise = torch.randn(clean.shape, generator=generator(seed, "verify", name), dtype=x.dtype)
             y = clean + sigma * noise * (operator.A(torch.ones_like(x)) != 0)
-            exact = field.posterior(operator, y, sigma)
-            path: list[Tensor] = []
-            result = solve(
-                operator, y, field, method=method, steps=steps, sigma=sigma, seed=seed, progress=False,
-                callback=partial(_follow, path),
-            )  # fmt: skip
-            assert result.diagnostics.draws is not None
-            assert result.diagnostics.ess is not None
-            kept = torch.cat(path[-int(result.diagnostics.draws.max()) :])
-            free = exact.sample(max(2, int(result.diagnostics.ess[0])), seed=seed)[:, 0].flatten(1)
-            scale = exact.covariance.trace().sqrt()
-            figures = {
-                "mean error": float(((result.mean - exact.mean) / exact.std).square().mean().sqrt()),
-                "std ratio": float("nan") if result.std is None else float((result.std / exact.std).mean()),
-                "W2": float(wasserstein(kept, exact.mean[0].flatten(), exact.covariance) / scale),
-                "W2 exact": float(wasserstein(free, exact.mean[0].flatten(), exact.covariance) / scale),
-                "R-hat": float(result.diagnostics.rhat.max()) if result.diagnostics.rhat is not None else float("nan"),
-                "ESS": float(result.diagnostics.ess.min()),
-            }
-            yield Row.of(result, "gaussian", f"{name} {side}x{side}", figures, BARS)
+            judge = partial(figures, field.posterior(operator, y, sigma), seed)
+            yield Case(
+                "gaussian", f"{name} {side}x{side}", operator, field, x, y, sigma, "posterior", None, judge, draws=128
+            )
 
 
-def _follow(path: list[Tensor], index: int, rows: Tensor) -> None:
-    path.append(rows[:, 0].flatten(1))
+def figures(exact: GaussianPosterior, seed: int, sampled: Sampled) -> dict[str, float]:
+    r"""Compares what a sampler gave with a Gaussian posterior.
+
+    The figures are the root mean square error of the mean in posterior standard deviations, beside that of as many
+    independent draws as these are worth; the mean ratio of standard deviations; and the 2-Wasserstein distance of the
+    Gaussians with the moments of draws and posterior,
+
+    .. math:: W_2^2 = \|m_1 - m_2\|^2 + \mathrm{tr}\left(C_1 + C_2
+              - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2}\right),
+
+    in units of :math:`\sqrt{\mathrm{tr}\, C}`, again beside that of as many independent draws. Both distances take the
+    draws of the first image alone.
+    """
+    mean, scale = exact.mean[0].flatten(), exact.covariance.trace().sqrt()
+    free = exact.sample(max(2, int(sampled.worth[0])), seed=seed)[:, 0].flatten(1)
+    draws = sampled.draws[:, :, 0].flatten(2).flatten(0, 1)
+    return {
+        "mean error": float(((sampled.mean - exact.mean) / exact.std).square().mean().sqrt()),
+        "mean exact": float((1 / sampled.worth).mean().sqrt()),
+        "std ratio": float((sampled.std / exact.std).mean()),
+        "W2": float(wasserstein(draws, mean, exact.covariance) / scale),
+        "W2 exact": float(wasserstein(free, mean, exact.covariance) / scale),
+    }
 
 
 def gaussian_field(side: int) -> GaussianPrior:
