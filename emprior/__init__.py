@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from emprior.energy import Energy, Posterior, Prior, Scaled, Sum
     from emprior.fidelity import GaussianFidelity
     from emprior.hub import list_denoisers, list_priors, load_prior
-    from emprior.interaction import Interaction
+    from emprior.interaction import Repulsion
     from emprior.interop import load_denoiser
     from emprior.operators import as_operator
     from emprior.problem import Problem, list_problems, load_problem
@@ -25,7 +25,7 @@ _ROOMS = {
     "fidelity": ["GaussianFidelity"],
     "hub": ["list_denoisers", "list_priors", "load_prior"],
     "interop": ["load_denoiser"],
-    "interaction": ["Interaction"],
+    "interaction": ["Repulsion"],
     "operators": ["as_operator"],
     "problem": ["Problem", "list_problems", "load_problem"],
     "result": ["Diagnostics", "Result", "Status"],
@@ -38,10 +38,10 @@ __all__ = [
     "Diagnostics",
     "Energy",
     "GaussianFidelity",
-    "Interaction",
     "Posterior",
     "Prior",
     "Problem",
+    "Repulsion",
     "Result",
     "Scaled",
     "Sketch",

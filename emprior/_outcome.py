@@ -61,6 +61,8 @@ def chains(
         acceptance=_numbers(accounts, "acceptance"),
         sigma=None if noise is None else noise.to(mean) * fidelity.sigma,
         sigma_std=None if noise is None else _spreads(accounts, "noise").to(mean) * fidelity.sigma,
+        weight=_numbers(accounts, "weight"),
+        weight_std=_numbers(accounts, "weight_std"),
         verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean, settings)),
     )
     samples = torch.stack([account.samples for account in accounts], dim=1)
@@ -71,7 +73,8 @@ def chains(
 def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image, settings: Settings) -> tuple[Verdict, ...]:
     r"""Judges each image by its own account."""
     fidelity, prior = posterior.fidelity, posterior.prior
-    typical = prior.typical if posterior.weight == 1 and posterior.interaction is None else None
+    plain = posterior.weight == 1 and posterior.interaction is None and "weight" not in accounts[0].numbers
+    typical = prior.typical if plain else None
     counts = [int(count) for count in fidelity.count(mean)]
     enough = settings.ess if math.isfinite(settings.ess) else ENOUGH
     verdicts: list[Verdict] = []

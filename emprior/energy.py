@@ -29,7 +29,7 @@ class Energy(nn.Module, ABC):
     """
 
     coupled = False
-    """Whether the samples of an image share one joint energy; see `emprior.Interaction`."""
+    """Whether the samples of an image share one joint energy; see `emprior.Repulsion`."""
 
     @abstractmethod
     def forward(self, x: Image) -> PerImage:

@@ -5,20 +5,34 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from emprior._rows import dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy
 
+PROBES = 12
+"""The gradients, forth and back, by which the direction that gives way first is looked for."""
 
-class Interaction(Energy):
-    r"""A repulsion between the `S` samples of an image,
 
-    .. math:: W(x_1, \dots, x_S) = -\sum_{i < j} \frac{1}{s^2} \|B (x_i - x_j)\|^2.
+class Repulsion(Energy):
+    r"""A repulsion between the `S` samples of an image within a region,
 
-    The energy of an image is joint over its samples, and so is any Metropolis test. A row is given half of
-    each of its pairs, so that the rows of an image sum to :math:`W`. It makes the posterior improper where
-    :math:`2 S / s^2` exceeds the curvature of prior and data in the region; samplers then diverge and say so.
+    .. math:: W(x_1, \dots, x_S) = -\frac{2}{S s^2} \sum_{i < j} \|B (x_i - x_j)\|^2
+              = -\frac{2}{s^2} \sum_i \|B (x_i - \bar{x})\|^2, \qquad \bar{x} = \frac{1}{S} \sum_i x_i.
+
+    Of two samples it is the published energy. Of more it is that of a pair in the mean over pairs, times `S - 1`:
+    the curvature that it takes from every difference of samples, :math:`4 B^2 / s^2`, does not depend on `S`, while
+    the published sum over pairs would take :math:`2 S B^2 / s^2`. So a strength means the same for any number of
+    samples. Where prior and data have the precision :math:`\Lambda`, the samples share a mean of variance
+    :math:`\Lambda^{-1} / S`, and about it
+
+    .. math:: \mathbb{E} \|x_i - x_j\|^2 = 2\, \mathrm{tr} \left(\Lambda - \tfrac{4}{s^2} B^2\right)^{-1}.
+
+    The energy of an image is joint over its samples, and so is any Metropolis test; a row is given its own term, so
+    that the rows of an image sum to :math:`W`. The joint law is proper only where :math:`4 B^2 / s^2` stays below
+    the curvature of prior and data; see :meth:`check_proper`.
 
     References:
         | Energy Matching: Unifying Flow Matching and Energy-Based Models for Generative Modeling
@@ -26,13 +40,18 @@ class Interaction(Energy):
         | https://arxiv.org/abs/2504.10612
 
     Arguments:
-        strength: The length `s`, in public units: smaller pushes harder.
+        strength: The length `s`, a norm over the pixels of the region in public units: smaller pushes harder.
         mask: The region `B`, real numbers that broadcast to an image `(C, H, W)`; everywhere by default.
         samples: The number of samples `S`; `solve` fills it in.
 
     Raises:
         TypeError: `mask` is not a tensor of real numbers.
         ValueError: `strength` is not positive, or `mask` has more than three dimensions.
+
+    Examples:
+        >>> pair = torch.tensor([[0.0, 0.0], [0.3, 0.4]])
+        >>> Repulsion(strength=0.5)(pair).sum()
+        tensor(-1.)
     """
 
     coupled = True
@@ -49,8 +68,13 @@ class Interaction(Energy):
     def name(self) -> str:
         return "interaction"
 
-    def among(self, samples: int) -> Interaction:
-        r"""Returns the same interaction between another number of samples."""
+    @property
+    def push(self) -> float:
+        r"""The curvature :math:`4 / s^2` that is taken from differences of samples where the mask is 1."""
+        return 4 / self.strength**2
+
+    def among(self, samples: int) -> Repulsion:
+        r"""Returns the same repulsion between another number of samples."""
         bound = copy.deepcopy(self)
         bound.samples = samples
         return bound
@@ -64,38 +88,108 @@ class Interaction(Energy):
         pairs = zip(reversed(given), reversed(shape), strict=False)
         if len(given) > len(shape) or any(size not in (1, full) for size, full in pairs):
             raise ValueError(
-                f"the interaction's mask has shape {given}, but the images have shape {shape}. "
+                f"the repulsion's mask has shape {given}, but the images have shape {shape}. "
                 f"Pass a mask of shape {shape}, or one that broadcasts to it."
             )
 
+    def check_proper(self, energy: Energy, x: Image) -> None:
+        r"""Raises a ValueError if prior and data are found too weak to hold samples that repel each other.
+
+        A direction is looked for along which :math:`U(x + v) + U(x - v) - 2 U(x) < \frac{4}{s^2} \|B v\|^2` at
+        the distance where pixels of the region would move by about their whole range. For a quadratic `U` there is
+        one exactly if the joint law is improper. What is found counts for any `U`; a direction can be missed.
+
+        Arguments:
+            energy: The energy `U` of a sample given the measurements, without the repulsion.
+            x: A row for each image, `(B, *shape)`.
+
+        Raises:
+            ValueError: There is such a direction; the message names a strength that it would hold.
+        """
+        area = (self._squared(x) * torch.ones_like(x[:1])).sum()
+        if not bool(area > 0):
+            return
+        flat, found = weakest(energy, x, self._squared(x), self.push, float(area.sqrt()))
+        for v in (flat, found):
+            self._refuse(dot(v, _rise(energy, x, v)), dot(v, self._squared(x) * v))
+
+    def _refuse(self, held: PerImage, freed: PerImage) -> None:
+        for image in torch.nonzero(held < self.push * freed).flatten().tolist():
+            least = 2 * float((freed[image] / held[image]).clamp(min=0).sqrt())
+            cure = f"strength={1.1 * least:.2g} or more" if 0 < least < float("inf") else "a smaller region"
+            raise ValueError(
+                f"a repulsion of strength {self.strength:g} is stronger than what holds the samples of image {image}: "
+                f"they would run apart without end. Pass {cure}."
+            )
+
     def forward(self, x: Image) -> PerImage:
-        r"""Returns each row's share `(S B,)` for rows `(S B, *shape)`, ordered sample by sample."""
-        rows = self._grouped(x)
-        rows = (rows if self.mask is None else rows * self.mask).flatten(2)
-        squares = (rows[:, None] - rows[None]).square().sum(-1)
-        return -squares.sum(0).flatten() / (2 * self.strength**2)
+        r"""Returns each row's own term `(S B,)` for rows `(S B, *shape)`, ordered sample by sample."""
+        rows = self._centred(x)
+        return -self.push / 2 * (self._squared(x) * rows.square()).flatten(1).sum(1)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
-        rows = self._grouped(x.detach())
-        weight = 1.0 if self.mask is None else self.mask.square()
-        pull = weight * (rows.sum(0) - self.samples * rows)
-        return self(x.detach()), (2 / self.strength**2 * pull).flatten(0, 1)
+        return self(x.detach()), -self.push * self._squared(x) * self._centred(x.detach())
 
-    def _grouped(self, x: Image) -> Tensor:
+    def _centred(self, x: Image) -> Image:
         self.check(x.shape[1:])
-        return x.unflatten(0, (self.samples, -1))
+        rows = x.unflatten(0, (self.samples, -1))
+        return (rows - rows.mean(0)).flatten(0, 1)
+
+    def _squared(self, x: Image) -> Tensor:
+        return x.new_ones(()) if self.mask is None else self.mask.square()
+
+
+def weakest(energy: Energy, x: Image, region: Tensor, push: float, reach: float) -> tuple[Image, Image]:
+    r"""Returns two directions of length `reach` along which an energy rises little, `(B, *shape)` each.
+
+    The first is flat over the region. The second is the Ritz vector of the least Ritz value of :math:`H - k B^2` in
+    the Krylov space of the first, where `H v` is the secant curvature of :func:`_rise` at the distance `reach`; of a
+    quadratic energy it is the weakest there is, as far as `PROBES` vectors tell.
+
+    References:
+        | The Symmetric Eigenvalue Problem, chapters 11 and 12 (Parlett, 1998)
+        | https://doi.org/10.1137/1.9781611971163
+
+    Arguments:
+        energy: The energy of one sample.
+        x: A row for each image, `(B, *shape)`.
+        region: The squared mask :math:`B^2`, which broadcasts to a row.
+        push: The curvature `k`.
+        reach: The distance, in public units.
+    """
+    flat = (region * torch.ones_like(x)).flatten(1)
+    basis = [flat / flat.norm(dim=1, keepdim=True)]
+    images: list[Tensor] = []
+    for _ in range(min(PROBES, flat.shape[1])):
+        v = (reach * basis[-1]).reshape(x.shape)
+        images.append((_rise(energy, x, v) - push * region * v).flatten(1) / reach)
+        rest = images[-1]
+        for _ in range(2):
+            for one in basis:
+                rest = rest - (rest * one).sum(1, keepdim=True) * one
+        basis.append(rest / rest.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny))
+    krylov = torch.stack(basis[:-1], 1)
+    ritz = krylov @ torch.stack(images, 2)
+    _, vectors = torch.linalg.eigh((ritz + ritz.mT) / 2)
+    found = (vectors[:, :, :1] * krylov).sum(1)
+    return reach * basis[0].reshape(x.shape), reach * found.reshape(x.shape)
+
+
+def _rise(energy: Energy, x: Image, v: Image) -> Image:
+    r"""Returns :math:`\frac{1}{2} (\nabla U(x + v) - \nabla U(x - v))`, which is :math:`H v` of a quadratic `U`."""
+    return (energy.value_and_grad(x + v)[1] - energy.value_and_grad(x - v)[1]) / 2
 
 
 def _region(mask: object) -> Tensor:
     if not isinstance(mask, Tensor) or mask.is_complex():
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(
-            f"the interaction's mask is {kind}, expected a tensor of real numbers (C, H, W). "
+            f"the repulsion's mask is {kind}, expected a tensor of real numbers (C, H, W). "
             "Convert it: torch.as_tensor(mask).float()."
         )
     if mask.ndim > 3:
         raise ValueError(
-            f"the interaction's mask has shape {tuple(mask.shape)}, expected one region for all images, (C, H, W) or "
+            f"the repulsion's mask has shape {tuple(mask.shape)}, expected one region for all images, (C, H, W) or "
             f"what broadcasts to it. Drop its leading dimensions: mask[{', '.join('0' * (mask.ndim - 3))}]."
         )
     return mask.detach().clone() if mask.is_floating_point() else mask.float()

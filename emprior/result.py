@@ -31,7 +31,7 @@ Holder = TypeVar("Holder", "Diagnostics", "Result")
 
 FORMAT = "emprior result 2"
 HEADER, ARRAYS, PLAIN = "result.json", "arrays.safetensors", ("estimate", "mean", "std", "samples")
-VECTORS = ("residual", "acceptance", "step_size", "rhat", "ess", "draws", "sigma", "sigma_std")
+VECTORS = ("residual", "acceptance", "step_size", "rhat", "ess", "draws", "sigma", "sigma_std", "weight", "weight_std")
 FILES = {HEADER, ARRAYS, *(f"{name}.npy" for name in PLAIN)}
 
 
@@ -54,6 +54,8 @@ class Diagnostics:
         draws: The draws of each chain after the burn-in, `(B,)`.
         sigma: The mean of the noise level under the posterior, `(B,)`, where it was estimated.
         sigma_std: Its standard deviation, `(B,)`.
+        weight: The weight of the prior that makes the measurements most likely, `(B,)`, where it was estimated.
+        weight_std: Its standard deviation by the curvature of the likelihood, `(B,)`; infinite where that shows none.
         verdict: For each image, whether its samples can be believed, and if not, why and what to do.
         gradient_evaluations: How often :math:`\nabla E` of the prior was evaluated, per image and chain.
         seconds: The wall time.
@@ -69,6 +71,8 @@ class Diagnostics:
     draws: PerImage | None = None
     sigma: PerImage | None = None
     sigma_std: PerImage | None = None
+    weight: PerImage | None = None
+    weight_std: PerImage | None = None
     verdict: tuple[str, ...] = ()
     gradient_evaluations: int = 0
     seconds: float = 0.0
@@ -267,14 +271,8 @@ def _read(folder: Path) -> Result:
         diagnostics=Diagnostics(
             status=tuple(Status[name] for name in header["images"]),
             trace={name: tensors[f"trace/{name}"] for name in header["trace"]},
+            **{name: tensors.get(name) for name in VECTORS[1:]},
             residual=tensors["residual"],
-            acceptance=tensors.get("acceptance"),
-            step_size=tensors.get("step_size"),
-            rhat=tensors.get("rhat"),
-            ess=tensors.get("ess"),
-            draws=tensors.get("draws"),
-            sigma=tensors.get("sigma"),
-            sigma_std=tensors.get("sigma_std"),
             verdict=tuple(header["verdict"]),
             gradient_evaluations=header["gradient_evaluations"],
             seconds=header["seconds"],

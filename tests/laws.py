@@ -36,7 +36,7 @@ def split_law(
 ) -> tuple[Tensor, Tensor]:
     r"""The law after clean estimates `u = m + G (x + noisy sigma n - m)` and data steps from `u`, from `x = 0`.
 
-    A data step is the mean of the conditional law of precision `I / r + H`, or a draw from it.
+    A data step is the mean of the conditional law of precision `I / r + H`; the last may be a draw from it.
     """
     H, b, C, m = model
     mean, law = torch.zeros_like(m), torch.zeros_like(C)
@@ -44,7 +44,7 @@ def split_law(
         r = trust * sigma**2 / weight
         G = C @ torch.linalg.inv(C + sigma**2 * model.eye)
         S = torch.linalg.inv(model.eye / r + H)
-        law = S @ (G @ (law + noisy * sigma**2 * model.eye) @ G.mT / r**2) @ S + drawn * S
+        law = S @ (G @ (law + noisy * sigma**2 * model.eye) @ G.mT / r**2) @ S + (drawn and sigma == sigmas[-1]) * S
         mean = S @ ((m + G @ (mean - m)) / r + b)
     return mean, law
 

@@ -10,7 +10,7 @@ from emprior import as_operator
 from emprior._noise import Noise
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
-from emprior.interaction import Interaction
+from emprior.interaction import Repulsion
 from emprior.interpolant import Denoising, EnergyMatching, EquilibriumMatching
 from emprior.priors import NetworkPrior
 from emprior.solvers import ULA
@@ -76,7 +76,7 @@ def test_curvature_of_a_posterior_bounds_its_hessian(operator, field):
     fidelity = GaussianFidelity(operator, operator.A(images(2)), sigma=0.2)
     precision = torch.linalg.inv(field.covariance_matrix())
     exact = torch.linalg.eigvalsh(gram(operator) / 0.2**2 + 3.0 * precision).max()
-    posterior = Posterior(fidelity, field, weight=3.0, interaction=Interaction(2.0))
+    posterior = Posterior(fidelity, field, weight=3.0, interaction=Repulsion(2.0))
     estimate = largest_curvature(posterior, images(4))
     data, prior = torch.linalg.eigvalsh(gram(operator)).max() / 0.2**2, 3.0 * torch.linalg.eigvalsh(precision).max()
     assert (estimate >= exact).all()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-import numpy as np
 import pytest
 import torch
 from conftest import SHAPE, make_operator
 
-import emprior
 from emprior.energy import Energy, Posterior, Scaled, Sum
 from emprior.fidelity import GaussianFidelity, conjugate_gradients
-from emprior.interaction import Interaction
+from emprior.interaction import Repulsion
 from emprior.interpolant import EnergyMatching
 from emprior.nets import POTENTIALS, make_potential
 from emprior.priors import GaussianMixturePrior, GaussianPrior, NetworkPrior
@@ -47,11 +43,11 @@ def energies() -> dict[str, Energy]:
         "fidelity": data,
         "fidelity of sigma per image": per_image,
         "nonlinear fidelity": GaussianFidelity(nonlinear(), rows(2)),
-        "interaction": Interaction(0.7, samples=2),
-        "masked interaction": Interaction(0.7, (rows(1)[0] > 0.5).double(), samples=2),
+        "interaction": Repulsion(0.7, samples=2),
+        "masked interaction": Repulsion(0.7, (rows(1)[0] > 0.5).double(), samples=2),
         "scaled": 3.0 * diagonal,
         "sum": data + 2.0 * mixture,
-        "posterior": Posterior(data, diagonal, 0.5, Interaction(2.0, samples=2)),
+        "posterior": Posterior(data, diagonal, 0.5, Repulsion(2.0, samples=2)),
     }
     return out | {name: network(name) for name in POTENTIALS}
 
@@ -175,142 +171,6 @@ def test_conjugate_gradients_treat_rows_alone():
     x = conjugate_gradients(lambda p: p @ matrix, b)
     assert torch.allclose(x, b @ torch.linalg.inv(matrix), rtol=1e-9, atol=1e-12)
     assert torch.equal(x[:1], conjugate_gradients(lambda p: p @ matrix, b[:1]))
-
-
-def test_interaction_formula():
-    x, mask = rows(6), (rows(1)[0] > 0.3).double()
-    energy = Interaction(0.5, mask, samples=3)
-    groups = (x * mask).reshape(3, 2, -1)
-    pairs = sum((groups[i] - groups[j]).square().sum(1) for i in range(3) for j in range(i))
-    assert torch.allclose(energy(x).reshape(3, 2).sum(0), -pairs / 0.25)
-    with pytest.raises(ValueError, match="positive length"):
-        Interaction(0.0)
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        rows(1)[0] > 0.3,
-        (rows(1)[0, 0] > 0.3).to(torch.uint8) * 255,
-        (3 * rows(1)[0]).long(),
-        rows(1)[0, 0, :, :1],
-        torch.tensor(0.5),
-        rows(1)[0].requires_grad_(),
-    ],
-    ids=["bool", "uint8", "int64", "column", "number", "with gradient"],
-)
-def test_masks_of_an_interaction(mask):
-    energy, x = Interaction(0.5, mask, samples=2).among(3), rows(6, seed=5)
-    region = mask.detach().double().expand(SHAPE)
-    expected = Interaction(0.5, region, samples=3)
-    torch.testing.assert_close(energy(x), expected(x))
-    torch.testing.assert_close(energy.value_and_grad(x)[1], expected.value_and_grad(x)[1])
-    leaf = x.clone().requires_grad_()
-    (automatic,) = torch.autograd.grad(energy(leaf).sum(), leaf)
-    torch.testing.assert_close(energy.value_and_grad(x)[1], automatic)
-
-
-def test_a_mask_is_not_shared():
-    mask = torch.ones(SHAPE).double()
-    energy, x = Interaction(0.5, mask), rows(4)
-    before = energy(x)
-    mask *= 2
-    assert torch.equal(energy(x), before)
-
-
-@pytest.mark.parametrize("mask", [np.ones(SHAPE), [[1.0]], 1.0, torch.ones(SHAPE, dtype=torch.complex64)])
-def test_masks_of_a_wrong_type(mask):
-    kind = r"torch\.complex64" if isinstance(mask, torch.Tensor) else type(mask).__name__
-    with pytest.raises(TypeError, match=rf"mask is {kind}, expected a tensor.*torch\.as_tensor\(mask\)"):
-        Interaction(0.5, mask)
-
-
-@pytest.mark.parametrize("shape", [(8, 4), (3, 8, 8), (8, 8, 1), (1, 4, 4), (7,), (0,)])
-def test_masks_that_do_not_fit_the_images(shape):
-    energy = Interaction(0.5, torch.ones(shape), samples=2)
-    message = rf"mask has shape {re.escape(str(shape))}, but the images have shape \(1, 8, 8\)\. Pass a mask of shape"
-    with pytest.raises(ValueError, match=message):
-        energy.check(SHAPE)
-    for call in (energy, energy.value_and_grad):
-        with pytest.raises(ValueError, match=message):
-            call(rows(4))
-
-
-def test_masks_of_more_dimensions_than_an_image():
-    with pytest.raises(ValueError, match=r"\(1, 1, 3, 8, 8\), expected one region.*leading dimensions: mask\[0, 0\]"):
-        Interaction(0.5, torch.ones(1, 1, 3, 8, 8))
-    for images, mask in (((5,), (3, 5)), ((8, 8), (1, 8, 8))):
-        with pytest.raises(ValueError, match="but the images have shape"):
-            Interaction(0.5, torch.ones(mask)).check(images)
-    for images, mask in (((5,), (5,)), ((3, 8, 8), (3, 1, 1)), ((3, 8, 8), (1, 8, 8)), ((2, 3, 8, 8), (8, 8))):
-        Interaction(0.5, torch.ones(mask)).check(torch.Size(images))
-    Interaction(0.5).check((5,))
-
-
-def test_interaction_pushes_samples_apart(field):
-    operator = make_operator("inpainting")
-    y = operator.A(field.sample(1, seed=1))
-    alone = emprior.solve(operator, y, field, method="mala", samples=2, steps=1500)
-    pushed = emprior.solve(operator, y, field, method="mala", samples=2, steps=1500, interaction=Interaction(0.8))
-    precision = torch.linalg.inv(field.posterior(operator, y, 0.05).covariance)
-    exact = torch.linalg.inv(precision - 4 / 0.8**2 * torch.eye(64)).diagonal()  # of (x1 - x2) / sqrt 2
-    mean = torch.linalg.inv(precision).diagonal()  # of (x1 + x2) / sqrt 2
-    expected = ((exact + mean) / 2).sqrt().mean()
-    assert pushed.std.mean() > 1.02 * alone.std.mean()
-    assert abs(float(pushed.std.mean() / expected) - 1) < 0.03
-
-
-def pairs(images: int):
-    r"""A Gaussian prior, an operator that sees a third of it, and measurements of some of its draws."""
-    factor = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 12
-    prior = GaussianPrior(torch.full((1, 2, 3), 0.5).double(), factor @ factor.mT + 0.05 * torch.eye(6))
-    matrix = torch.tensor([[1.0, 0.5, 0, 0, 0, 0], [0, 0, 0.5, 1.0, 0, 0]], dtype=torch.float64)
-    noise = torch.randn(images, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return prior, matrix, prior.sample(images, seed=2).flatten(1) @ matrix.mT + 0.2 * noise
-
-
-def test_samples_that_interact_are_accepted_together():
-    prior, matrix, y = pairs(5)
-    start = prior.mean.expand(5, -1, -1, -1)
-    options = {"method": "mala", "samples": 3, "sigma": 0.2, "steps": 80, "x0": start}
-
-    def moves(interaction):
-        r"""Which rows `(steps, samples, images)` moved."""
-        seen = [start.expand(3, -1, -1, -1, -1)]
-        emprior.solve(
-            matrix, y, prior, interaction=interaction, callback=lambda _, rows: seen.append(rows.clone()), **options
-        )
-        return torch.stack(seen).diff(dim=0).flatten(3).abs().amax(3) > 0
-
-    together = moves(Interaction(1.5))
-    assert together.shape == (80, 3, 5)
-    assert (together == together[:, :1]).all()
-    assert not (together == together[:, :, :1]).all()
-    assert (together.double().mean(0) - 0.5).abs().max() < 0.4
-    alone = moves(None)
-    assert not (alone == alone[:, :1]).all()
-
-
-def test_two_samples_that_repel_have_their_joint_law():
-    r"""The precision is `P - R` of each sample and `R` between them, with `P` the posterior's and `R = 2 B^2 / s^2`.
-
-    The mean is the posterior's. The last draws of independent images are whitened; their moments are compared in
-    standard errors.
-    """
-    images, strength, mask = 2000, 0.85, torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
-    prior, matrix, y = pairs(images)
-    exact = prior.posterior(emprior.as_operator(matrix, prior.shape), y, 0.2)
-    P, R = torch.linalg.inv(exact.covariance), 2 / strength**2 * mask.expand(prior.shape).flatten().square().diag()
-    precision = torch.cat([torch.cat([P - R, R], 1), torch.cat([R, P - R], 1)])
-    options = {"method": "mala", "samples": 2, "sigma": 0.2, "steps": 120, "x0": exact.mean}
-    result = emprior.solve(matrix, y, prior, interaction=Interaction(strength, mask), **options)
-    white = (result.samples - exact.mean).flatten(2).transpose(0, 1).flatten(1) @ torch.linalg.cholesky(precision)
-    eye = torch.eye(len(precision), dtype=torch.float64)
-    means = white.mean(0) * images**0.5
-    products = (white.mT @ white / images - eye) / ((1 + eye) / images).sqrt()
-    assert means.abs().max() < 4.5
-    assert products.abs().max() < 4.5
-    assert products.square().mean() < 1.5
 
 
 def test_sampling_can_be_watched():

@@ -10,7 +10,7 @@ from emprior import as_operator
 from emprior._noise import Noise
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
-from emprior.interaction import Interaction
+from emprior.interaction import Repulsion
 from emprior.priors import GaussianPrior
 from emprior.solvers import Flow, Stage, run
 
@@ -51,7 +51,7 @@ def test_flow_has_the_exact_law_of_its_iteration(weight, samples, strength, mask
     y = matrix @ prior.sample(1, seed=2).flatten() + SIGMA * rand(4, seed=3)
     interaction, repulsion = None, torch.zeros(SIZE, SIZE, dtype=torch.float64)
     if strength is not None:
-        interaction = Interaction(strength, mask, samples)
+        interaction = Repulsion(strength, mask, samples)
         region = torch.ones(SHAPE).double() if mask is None else mask.expand(SHAPE)
         apart = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
         repulsion = 2 / strength**2 * torch.kron(apart, region.flatten().square().diag())

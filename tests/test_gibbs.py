@@ -196,7 +196,7 @@ def test_samples_under_an_interaction_are_accepted_jointly(field):
     r"""Two samples that repel: their difference is wider, by the exact law of the pair, and their mean is not."""
     operator, strength, pairs = make_operator("denoising"), 0.3, 40
     y = operator.A(field.sample(1, seed=1)).repeat(pairs, 1, 1, 1)
-    posterior = Posterior(GaussianFidelity(operator, y), field, 1.0, emprior.Interaction(strength, samples=2))
+    posterior = Posterior(GaussianFidelity(operator, y), field, 1.0, emprior.Repulsion(strength, samples=2))
     kept, out = chains(posterior, y, samples=2, steps=300)
     precision = torch.linalg.inv(field.covariance_matrix()) + torch.eye(64) / 0.1**2
     apart = 2 * torch.linalg.inv(precision - 4 / strength**2 * torch.eye(64)).diagonal().mean()

@@ -282,11 +282,11 @@ def test_an_energy_without_a_value_is_reported(solver):
 def test_a_repulsion_that_is_too_strong_diverges(field):
     operator = make_operator("inpainting")
     y = operator.A(field.sample(1, seed=1))
-    interaction = emprior.Interaction(0.05)
-    result = emprior.solve(operator, y, field, method="ula", samples=2, steps=4000, interaction=interaction)
-    assert result.status is Status.DIVERGED
-    assert not result.status.ok
-    assert result.estimate.isfinite().all()
+    energy = Posterior(GaussianFidelity(operator, y), field, 1.0, emprior.Repulsion(0.05, samples=2))
+    out = run([Stage(ULA(), 4000)], energy, field.sample(2, seed=2), Noise([(0, 0), (0, 1)], dtype=y.dtype), 1)
+    assert out.status == [Status.DIVERGED]
+    assert not out.status[0].ok
+    assert out.x.isfinite().all()
 
 
 def test_methods_without_a_test_do_not_claim_one(case, field):

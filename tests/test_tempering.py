@@ -194,7 +194,7 @@ def test_even_rungs():
 def test_samples_under_an_interaction_swap_together(field):
     operator = make_operator("denoising")
     y = operator.A(field.sample(2, seed=1))
-    posterior = Posterior(GaussianFidelity(operator, y), field, 1.0, emprior.Interaction(0.5, samples=3))
+    posterior = Posterior(GaussianFidelity(operator, y), field, 1.0, emprior.Repulsion(0.5, samples=3))
     states = steps(Tempering(MALA(adapt=20), (1.0, 0.9), 20), posterior, y.repeat(3, 1, 1, 1), 40, samples=3)
     swaps = torch.stack([state.swaps for state in states]).diff(dim=0).reshape(-1, 3, 2)
     assert (swaps == swaps[:, :1]).all()

@@ -14,7 +14,7 @@ from emprior._types import Image, PerImage
 from emprior.energy import Posterior, Prior
 from emprior.solvers.base import Solver, State
 
-LEARNT = ("count", "done", "step", "log_step", "average")
+LEARNT = ("count", "done", "step", "warmup", "log_step", "average")
 """What a method learns of a law rather than of its rows: the fields of a state that stay when rows are exchanged."""
 
 
