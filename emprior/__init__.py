@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emprior import hub, interop, metrics, priors
     from emprior._solve import solve
+    from emprior.batch import reconstruct_many
     from emprior.energy import Energy, Posterior, Prior, Scaled, Sum
     from emprior.fidelity import GaussianFidelity
     from emprior.hub import list_denoisers, list_priors, load_prior
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "_solve": ["solve"],
+    "batch": ["reconstruct_many"],
     "energy": ["Energy", "Posterior", "Prior", "Scaled", "Sum"],
     "fidelity": ["GaussianFidelity"],
     "hub": ["list_denoisers", "list_priors", "load_prior"],
@@ -59,6 +61,7 @@ __all__ = [
     "load_problem",
     "metrics",
     "priors",
+    "reconstruct_many",
     "solve",
     "uncertainty",
 ]

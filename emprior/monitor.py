@@ -125,15 +125,27 @@ class Monitor(Observer):
             self.past, self.stride = self.past[::2], 2 * self.stride
 
     def _judge(self, ended: bool = False) -> None:
+        r"""Accounts for the images whose chains have told enough; the energy, which few hide from, is asked first."""
         traces = {name: torch.stack(values) for name, values in self.traces.items()}
-        mixed = mixing({name: trace for name, trace in traces.items() if name != "acceptance"})
-        ess = torch.minimum(mixed.ess, mixed.ess_tail)
-        met = (mixed.rhat <= self.target_rhat) & (ess >= self.target_ess)
-        for image in range(self.images):
-            if image not in self.accounts and (ended or bool(met[image])):
-                self.accounts[image] = self._account(image, mixed, traces, bool(met[image]))
+        pending = [image for image in range(self.images) if image not in self.accounts]
+        if not ended:
+            hopeful = self._met({"energy": traces["energy"][:, :, pending]})[1]
+            pending = [image for image, met in zip(pending, hopeful.tolist(), strict=True) if met]
+        if not pending:
+            return
+        traces = {name: trace[:, :, pending] for name, trace in traces.items()}
+        mixed, met = self._met({name: trace for name, trace in traces.items() if name != "acceptance"})
+        for place, image in enumerate(pending):
+            if ended or bool(met[place]):
+                numbers = {name: trace[:, :, place] for name, trace in traces.items()}
+                self.accounts[image] = self._account(image, mixed.image(place), numbers, bool(met[place]))
 
-    def _account(self, image: int, mixed: Mixing, traces: Mapping[str, Tensor], met: bool) -> Account:
+    def _met(self, traces: Mapping[str, Tensor]) -> tuple[Mixing, Tensor]:
+        mixed = mixing(traces)
+        ess = torch.minimum(mixed.ess, mixed.ess_tail)
+        return mixed, (mixed.rhat <= self.target_rhat) & (ess >= self.target_ess)
+
+    def _account(self, image: int, mixed: Mixing, numbers: Mapping[str, Tensor], met: bool) -> Account:
         std = self.moments.std()
         assert self.last is not None
         assert self.moments.mean is not None
@@ -143,8 +155,8 @@ class Monitor(Observer):
             samples=self.last[:, image],
             sketch=self.sketch.image(image),
             draws=self.draws,
-            mixing=mixed.image(image),
-            numbers={name: float(trace[:, :, image].mean()) for name, trace in traces.items()},
-            spreads={name: float(trace[:, :, image].std()) for name, trace in traces.items()},
+            mixing=mixed,
+            numbers={name: float(trace.mean()) for name, trace in numbers.items()},
+            spreads={name: float(trace.std()) for name, trace in numbers.items()},
             met=met,
         )

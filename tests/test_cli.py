@@ -104,7 +104,7 @@ def test_help(call, path):
     assert out.startswith(f"usage: {path}")
     if path != "emprior":
         examples = out.partition("examples:\n")[2].splitlines()
-        assert 2 <= len(examples) <= 3
+        assert 2 <= len(examples) <= 5
         assert all(" ".join(path.split()[1:]) in line for line in examples)
 
 

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from emprior._files import atomic
 from emprior._grid import save_grid
+from emprior._interrupt import Interrupt
 from emprior.train import provenance
 from emprior.train.checkpoint import CHECKPOINT, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
 from emprior.train.derivative import CompiledLoss, gradient_of
 from emprior.train.distributed import World
-from emprior.train.interrupt import Interrupt
 from emprior.train.log import Log
 from emprior.train.model import MODELS, draw
 from emprior.train.negatives import ReplayBuffer, fresh_negatives, start_chains, view_noise

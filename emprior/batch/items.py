@@ -1,0 +1,180 @@
+r"""What a batch reads: items, each the measurements of one image, from wherever they lie."""
+
+from __future__ import annotations
+
+import csv
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from torch import Tensor
+
+from emprior._check import nearest
+from emprior.io import read_measurements
+
+READABLE = (".npy", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""The suffixes of files that a folder is searched for."""
+
+
+class Item(NamedTuple):
+    r"""One image to reconstruct.
+
+    Arguments:
+        id: Its name, unique in the batch; a relative path, which names what is written.
+        where: Where its measurements lie in their source: a file, or a row of a stack.
+        problem: The problem that it was measured by, if not that of the whole batch.
+        truth: The file of the true image, if one is known.
+    """
+
+    id: str
+    where: str
+    problem: str = ""
+    truth: str = ""
+
+
+class Source(ABC):
+    r"""Where items come from. Sources are small and can be pickled: they hold paths, never pixels."""
+
+    path: Path
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        r"""Yields the items, one at a time and always in the same order.
+
+        Raises:
+            ValueError: An entry cannot be an item; the message names it.
+        """
+
+    @abstractmethod
+    def read(self, where: str) -> Tensor:
+        r"""Returns the measurements at a place, with no batch dimension.
+
+        Raises:
+            OSError: They cannot be read.
+            ValueError: They are not numbers, or not finite.
+        """
+
+    @abstractmethod
+    def beside(self, item: Item) -> Tensor | None:
+        r"""Returns what this source, of true images, holds for an item of another; `None` if nothing."""
+
+    def truth(self, item: Item) -> Tensor | None:
+        r"""Returns the true image that an item of this source names; `None` if it names none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    r"""Every `.npy` file and image in a folder and those below it; hidden ones are passed over.
+
+    The id of `a/b.npy` is `a/b`. Files are ordered folder by folder, by their names.
+
+    Arguments:
+        path: The folder.
+    """
+
+    path: Path
+
+    def items(self) -> Iterator[Item]:
+        return self._walk("")
+
+    def read(self, where: str) -> Tensor:
+        return read_measurements(self.path / where)
+
+    def beside(self, item: Item) -> Tensor | None:
+        for suffix in READABLE:
+            file = self.path / f"{item.id}{suffix}"
+            if file.is_file():
+                return read_measurements(file)
+        return None
+
+    def _walk(self, prefix: str) -> Iterator[Item]:
+        files, folders = [], []
+        with os.scandir(self.path / prefix) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                elif os.path.splitext(entry.name)[1].lower() in READABLE:
+                    files.append(entry.name)
+        before = "", ""
+        for name in sorted(files, key=os.path.splitext):
+            stem = os.path.splitext(name)[0]
+            if stem == before[0]:
+                raise ValueError(
+                    f"{self.path / prefix / before[1]} and {name} beside it have the same id {prefix + stem!r}. "
+                    "Rename one of them, or list the files in a CSV with the columns path and id."
+                )
+            before = stem, name
+            yield Item(prefix + stem, prefix + name)
+        for name in sorted(folders):
+            yield from self._walk(f"{prefix}{name}/")
+
+
+COLUMNS = ("path", "id", "problem", "truth")
+
+
+@dataclass(frozen=True)
+class Table(Source):
+    r"""The files that a CSV lists, one a line under a header.
+
+    Its columns are `path`, and if need be `id` (by default the path without its suffix), `problem` (the name or YAML
+    file of the item's own) and `truth` (the file of its true image). Paths are relative to the folder of the CSV.
+
+    Arguments:
+        path: The CSV.
+    """
+
+    path: Path
+
+    def items(self) -> Iterator[Item]:
+        with self.path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            self._check_header(rows.fieldnames or ())
+            for row in rows:
+                where = row["path"] or ""
+                if not where or None in row:
+                    raise ValueError(
+                        f"{self.path}, line {rows.line_num}: expected a path and {len(row)} fields at most."
+                    )
+                yield Item(row.get("id") or _name(where), where, row.get("problem") or "", row.get("truth") or "")
+
+    def read(self, where: str) -> Tensor:
+        return read_measurements(self.path.parent / where)
+
+    def beside(self, item: Item) -> Tensor | None:
+        raise ValueError(
+            f"{self.path} cannot hold truths by itself. Name them in the column 'truth' of the items' CSV."
+        )
+
+    def truth(self, item: Item) -> Tensor | None:
+        return self.read(item.truth) if item.truth else None
+
+    def _check_header(self, names: object) -> None:
+        assert isinstance(names, list | tuple)
+        for name in names:
+            if name not in COLUMNS:
+                raise ValueError(f"{self.path} has the unknown column {name!r}. {nearest(str(name), COLUMNS)}")
+        if "path" not in names:
+            raise ValueError(
+                f"{self.path} lacks the column 'path'. Its first line is a header such as: path,id,problem"
+            )
+
+
+def check_id(name: str) -> None:
+    r"""Raises a ValueError unless an id can name a file below the output's folder."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or any(part.startswith(".") for part in parts) or "\0" in name:
+        raise ValueError(
+            f"the id {name!r} cannot name a file. An id is a relative path without parts that begin with a dot."
+        )
+
+
+def _name(where: str) -> str:
+    path = PurePosixPath(where)
+    plain = not path.is_absolute() and ".." not in path.parts
+    return str(path.with_suffix("")) if plain else path.stem

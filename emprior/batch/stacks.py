@@ -1,0 +1,122 @@
+r"""Stacks: many measurements in one array, of which a row is read at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emprior.batch.items import Item, Source
+
+HDF5 = (".h5", ".hdf5")
+SUFFIXES = (".npy", ".zarr", *HDF5)
+"""What a stack's name ends in."""
+
+
+@dataclass(frozen=True)
+class Stack(Source):
+    r"""The rows of an array `(N, *measured)` in a `.npy`, HDF5 or zarr file.
+
+    The id of row 7 of a thousand is `007`. A row holds what `emprior.io.read_measurements` would take: floats keep
+    their precision, 8-bit integers are divided by 255, wider ones are counts.
+
+    Arguments:
+        path: The file, or the folder of a zarr array.
+        name: Which array, of an HDF5 file or a zarr group; not needed if there is one alone.
+    """
+
+    path: Path
+    name: str = ""
+
+    def __len__(self) -> int:
+        return int(self._array.shape[0])
+
+    def items(self) -> Iterator[Item]:
+        count = len(self)
+        width = len(str(max(0, count - 1)))
+        return (Item(f"{row:0{width}d}", str(row)) for row in range(count))
+
+    def read(self, where: str) -> Tensor:
+        return as_measurements(np.asarray(self._array[int(where)]), f"row {where} of {self.path}")
+
+    def beside(self, item: Item) -> Tensor | None:
+        return self.read(item.where)
+
+    @property
+    def _array(self) -> Any:
+        return _opened(self.path, self.name, self.path.stat().st_mtime_ns)
+
+
+def as_measurements(array: np.ndarray, name: str) -> Tensor:
+    r"""Returns an array as measurements, of the types that :func:`emprior.io.read_measurements` gives.
+
+    Raises:
+        ValueError: It does not hold numbers, or not finite ones; the message begins with `name`.
+    """
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} holds {array.dtype} values, but measurements are numbers.")
+    if array.dtype == np.uint8:
+        array = array / np.float32(255)
+    elif array.dtype.kind == "c":
+        array = array.astype(np.complex64 if array.dtype.itemsize <= 8 else np.complex128)
+    else:
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
+        array = array.astype(np.float64 if wide else np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinite values. Mask what was not measured in the operator instead.")
+    return torch.from_numpy(array)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, name: str, changed: int) -> Any:
+    array = _open(path, name)
+    if not getattr(array, "ndim", 0):
+        raise ValueError(
+            f"{path} holds no stack (N, ...) of measurements. Give an array whose first axis is the items."
+        )
+    return array
+
+
+def _open(path: Path, name: str) -> Any:
+    if path.suffix.lower() == ".npy":
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"cannot read {path} as an array: {error}. Write it by np.save.") from error
+    if path.suffix.lower() in HDF5:
+        return _chosen(needed("h5py").File(path, "r"), path, name)
+    opened = needed("zarr").open(path, mode="r")
+    return opened if hasattr(opened, "ndim") else _chosen(opened, path, name)
+
+
+def _chosen(group: Any, path: Path, name: str) -> Any:
+    arrays = sorted(key for key in group if hasattr(group[key], "ndim"))
+    if not name and len(arrays) != 1:
+        raise ValueError(
+            f"{path} holds {len(arrays)} arrays: {', '.join(arrays)}. Say which: {path}::{next(iter(arrays), 'name')}"
+        )
+    if name and name not in arrays:
+        raise ValueError(f"{path} has no array {name!r}, but: {', '.join(arrays)}.")
+    return group[name or arrays[0]]
+
+
+def needed(package: str, extra: str = "batch") -> Any:
+    r"""Imports an optional package.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says how to.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"this needs {package}, which is not installed: pip install 'emprior[{extra}]'"
+        ) from error
