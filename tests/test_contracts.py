@@ -44,6 +44,8 @@ def test_readme_python(monkeypatch, tmp_path):
 
 def test_readme_commands(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "measurements").mkdir()
+    np.save(tmp_path / "measurements/y.npy", np.full((3, 32, 32), 0.5, np.float32))
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("emprior ")]
     assert len(lines) >= 5
     for line in lines:
@@ -52,7 +54,7 @@ def test_readme_commands(monkeypatch, tmp_path, capsys):
             train_shortly(tmp_path, arguments)
             continue
         arguments = [str(ROOT / part) if part.startswith("pretrained/") else part for part in arguments]
-        short = ["--steps", "4"] if arguments[0] == "sample" else []
+        short = ["--steps", "4"] if arguments[0] in ("sample", "batch") else []
         assert main([*arguments, *short]) == 0, capsys.readouterr().err
 
 

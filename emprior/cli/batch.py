@@ -30,7 +30,7 @@ EXAMPLES = """
 emprior batch --problem cifar10/denoising --input noisy --prior cifar10 --out restored
 emprior batch --problem cifar10/deblurring --input y.npy --method posterior --save estimate std --format zarr --out mean
 emprior batch --input list.csv --out restored --workers 8 --dry-run
-emprior batch --problem ct.yaml --input scans --out slices --shard $SLURM_ARRAY_TASK_ID/16
+emprior batch --problem ct.yaml --input scans --out slices --shard 3/16
 emprior batch --problem ct.yaml --input scans --out slices --engine dask --scheduler tcp://head:8786
 """
 

@@ -14,7 +14,7 @@ emprior verify --suite gaussian --method mala --steps 4000
 emprior verify --suite gaussian modes --peers
 """
 
-PROBLEM, METHOD, STATUS, FIGURE = 29, 21, 10, 10
+PROBLEM, METHOD, STATUS, FIGURE = 30, 21, 10, 10
 """The widths of columns; a figure's is wider where its name is."""
 
 
