@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emprior._bands import Spectrum
 from emprior._noise import Noise
 from emprior._rows import column
 from emprior._types import Image, PerImage
@@ -120,6 +121,9 @@ class Prior(Energy):
         shape: The shape of one image, `(C, H, W)`.
     """
 
+    title: str
+    """What messages and records call it; the name of its class, unless it has another."""
+
     curvature: float = 1.0
     """A typical large eigenvalue of the Hessian of `E`; samplers scale their steps by its inverse."""
 
@@ -129,12 +133,15 @@ class Prior(Energy):
     typical: tuple[float, float] | None = None
     """The mean and the standard deviation of `E` over typical images, in nats, where they are known."""
 
+    spectrum: Spectrum | None = None
+    """The mean curvature of `E` at each frequency and colour, where it is known; chains move in a metric made of it."""
+
     noise_limit: float = math.inf
     """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape, self.title = tuple(shape), type(self).__name__
         self.settings: dict[str, dict[str, Any]] = {}
         """Settings of methods that were validated with this prior, by method."""
 
@@ -204,6 +211,13 @@ class Fidelity(Energy):
     @abstractmethod
     def curve(self, v: Image) -> Image:
         r"""Returns :math:`H v`, with `H` the (Gauss-Newton) Hessian of `f`; zero where none is known."""
+
+    def hessian(self, like: Image) -> Tensor | None:
+        r"""Returns `H` as a matrix `(d, d)` in double precision, for rows of the shape of `like`, `(B, *shape)`.
+
+        None where it is unknown, or not the same for all images. It takes `d` applications of the operator.
+        """
+        return None
 
     @abstractmethod
     def whiten(self, noise: Tensor) -> Image:

@@ -108,6 +108,14 @@ class GaussianFidelity(Fidelity):
         with torch.no_grad():
             return self._map(self.operator.A_adjoint, self._map(self.operator.A, v)) / self._level(v) ** 2
 
+    def hessian(self, like: Image) -> Tensor | None:
+        if not self.linear or self.per_image or not isinstance(self.sigma, float):
+            return None
+        data = self.double_precision or self
+        eye = torch.eye(like[0].numel(), dtype=data.y.dtype, device=like.device).reshape(-1, *like.shape[1:])
+        rows = torch.cat([data.curve(part) for part in eye.split(256)]).flatten(1).double()
+        return (rows + rows.mT) / 2
+
     def whiten(self, noise: Tensor) -> Image:
         r"""Returns :math:`A^\top n / \sigma` for white noise `n` of the measurements' shape."""
         with torch.no_grad():

@@ -22,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import nn
 
+from emprior._bands import Spectrum
 from emprior._check import check_positive, nearest
 from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
@@ -175,6 +176,8 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePr
     prior.settings |= card.solver
     if "energy" in card.metrics:
         prior.typical = card.metrics["energy"]["mean"], card.metrics["energy"]["spread"]
+    if "spectrum" in card.metrics:
+        prior.spectrum = Spectrum.read(card.metrics["spectrum"])
     return prior
 
 
@@ -187,7 +190,7 @@ def _load_network(name: str | os.PathLike[str]) -> tuple[Card, NetworkPrior]:
 def _load_mixture(name: str | os.PathLike[str]) -> tuple[Card, GaussianMixturePrior]:
     card, stored = _load(name, "mixture", make_analysers)
     prior = stored.prior(tuple(card.shape))
-    prior.title = card.name  # type: ignore[assignment]
+    prior.title = card.name
     return card, prior
 
 
@@ -283,7 +286,9 @@ def save_prior(folder: Path, network: nn.Module, dtype: torch.dtype = torch.floa
     with atomic(folder / WEIGHTS) as path:
         path.write_bytes(content)
     with atomic(folder / CARD) as path:
-        text = yaml.safe_dump(dict(card.__dict__), sort_keys=False, allow_unicode=True, width=110)
+        text = yaml.safe_dump(
+            dict(card.__dict__), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+        )
         path.write_text(text, encoding="utf-8")
     return card
 

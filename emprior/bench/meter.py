@@ -62,10 +62,10 @@ class MeteredPrior(Prior):
     def __init__(self, prior: Prior, meter: Meter) -> None:
         super().__init__(prior.shape)
         self.prior, self.meter = prior, meter
-        self.title = getattr(prior, "title", type(prior).__name__)
+        self.title = prior.title
         self.settings = {method: dict(values) for method, values in prior.settings.items()}
         self.curvature, self.time_unit = prior.curvature, prior.time_unit
-        self.typical, self.noise_limit = prior.typical, prior.noise_limit
+        self.typical, self.noise_limit, self.spectrum = prior.typical, prior.noise_limit, prior.spectrum
 
     def told(self, method: str, **settings: float) -> MeteredPrior:
         r"""Returns the same prior, counted by the same meter, with its settings of a method changed."""

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emprior._bands import Spectrum
 from emprior._noise import generator
+from emprior._types import Image
 
 LOG_2PI = math.log(2 * math.pi)
+
+PROBES = 16
+"""The probes of each band that a spectrum is measured with."""
 
 
 class Covariance(nn.Module, ABC):
@@ -84,6 +89,15 @@ class Covariance(nn.Module, ABC):
         thin = self.floor is not None and self.values.shape[-1] < self.size
         least = self.floor.min() if self.floor is not None and thin else self.values.min()
         return 1 / float(least)
+
+    def spectrum(self, weights: Tensor, shape: tuple[int, ...]) -> Spectrum:
+        r"""Returns the curvatures by band of the mean precision :math:`\sum_k w_k C_k^{-1}`, for weights `(K,)`."""
+
+        def precision(v: Image) -> Image:
+            rows = v.flatten(1)[:, None].expand(-1, len(weights), -1)
+            return (weights[:, None] * self.filter(rows, torch.reciprocal)).sum(1).reshape(v.shape)
+
+        return Spectrum.measure(precision, self.values.new_empty(PROBES, *shape))
 
     def component(self, k: int, dtype: torch.dtype) -> Covariance:
         r"""Returns :math:`C_k` alone, in another type; a view where the type is the same."""

@@ -73,6 +73,7 @@ class GaussianPrior(Prior):
         self.register_buffer("mean", mean.detach().to(dtype, copy=True))
         self.covariance = covariance.to(mean.device, dtype)
         self.curvature = covariance.curvature()
+        self.spectrum = self.covariance.spectrum(self.mean.new_ones(1), self.shape)
         self.time_unit = 20 / self.curvature
         self.typical = mean.numel() / 2, (mean.numel() / 2) ** 0.5
 

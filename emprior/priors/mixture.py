@@ -75,6 +75,7 @@ class GaussianMixturePrior(Prior):
         self.register_buffer("means", means.detach().to(dtype, copy=True))
         self.covariances = covariances.to(means.device, dtype)
         self.curvature = covariances.curvature()
+        self.spectrum = self.covariances.spectrum(self.weights, self.shape)
         self.time_unit = 20 / self.curvature
 
     @classmethod

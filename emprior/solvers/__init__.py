@@ -174,7 +174,7 @@ METHODS: dict[str, Method] = {
     "gibbs": Method(_gibbs, _chain(1000), samples=True, adjusted=True),
     "skrock": Method(_skrock, _chain(200), samples=True),
     "tempering": Method(_tempering, _chain(1000), samples=True),
-    "posterior": Method(_hmc, replace(_chain(1000), leaps=8, ess=400.0), samples=True, chains=4, adjusted=True),
+    "posterior": Method(_hmc, replace(_chain(1000), ess=400.0), samples=True, chains=4, adjusted=True),
     "flow": Method(_flow, Settings(FLOW), samples=True),
 }
 

@@ -71,12 +71,14 @@ class HMCState(State):
 
 @dataclass(frozen=True)
 class HMC(Solver):
-    r"""Hamiltonian Monte Carlo in the metric of the data. An iteration draws momenta and follows the motion,
+    r"""Hamiltonian Monte Carlo in the metric of data and prior. An iteration draws momenta and follows the motion,
 
     .. math:: p \sim \mathcal{N}(0, P), \qquad (x', p') = \mathrm{leapfrog}_{h, L_k}(x, p), \qquad
-              P = c I + A^\top A / \sigma^2,
+              P = w Q^\top \mathrm{diag}(c)\, Q + A^\top A / \sigma^2,
 
-    and is accepted with probability :math:`\min(1, e^{H(x, p) - H(x', p')})`, so that its law is exactly
+    with `c` the prior's curvature in each band of frequency and colour (one constant where none is known, or no matrix
+    can be held: see :class:`emprior.solvers.metric.SpectralMetric` and :func:`emprior.solvers.warmup.prepare`). It is
+    accepted with probability :math:`\min(1, e^{H(x, p) - H(x', p')})`, so that its law is exactly
     :math:`e^{-U}`. A direction of curvature :math:`\omega^2` in the metric turns by :math:`\cos(\omega h L)`: many
     leaps cross a long narrow valley at one go, where a step of Langevin diffuses. A fixed time would return some
     direction to where it was; so the number of leaps of iteration `k`
@@ -100,7 +102,7 @@ class HMC(Solver):
         leaps: The mean number `L` of leaps, each of one gradient.
         target: The acceptance that burn-in aims at; 0.651 is optimal in high dimension, and more is safer.
         adapt: The iterations over which the step is adapted; make it the burn-in.
-        curvature: The constant `c`; by default the prior's own, times its weight.
+        curvature: A constant in place of the prior's curvatures, times its weight; by default those that are known.
         jitter: The share `j` of the leaps that varies, from 0 to 1.
 
     Raises:
@@ -126,7 +128,8 @@ class HMC(Solver):
     def init(self, energy: Energy, x: Image, noise: Noise) -> HMCState:
         value, gradient = energy.value_and_grad(x)
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return HMCState(x, 0, done, value, gradient, prepare(energy, x, self.step_size))
+        warmup = prepare(energy, x, self.step_size, self.adapt * self.leaps, self.curvature)
+        return HMCState(x, 0, done, value, gradient, warmup)
 
     def step(self, energy: Energy, state: HMCState, noise: Noise) -> tuple[State, Info]:
         learning = state.count < self.adapt

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from emprior._bands import Bands
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
-from emprior.energy import Energy, Fidelity, Posterior
-from emprior.solvers.bands import Bands
+from emprior.energy import Energy, Fidelity, Posterior, Prior
 from emprior.solvers.base import as_posterior
 from emprior.solvers.curvature import prior_curvature
+
+LARGEST = 4096
+"""The most pixels for which a metric is held as a matrix: it takes 64 MB in single precision."""
+
+BLOCK = 16
+"""The rows that are multiplied by a matrix at a time, always as many, so that none depends on how many there are."""
 
 
 class Metric(ABC):
@@ -93,8 +99,75 @@ class BandMetric(Metric):
     def solve(self, v: Image) -> Image:
         return self._scale(v, 1 / self.curvature)
 
+    def apply(self, v: Image) -> Image:
+        r"""Returns :math:`P v`."""
+        return self._scale(v, self.curvature)
+
     def _scale(self, v: Image, values: Tensor) -> Image:
         return self.bands.join(self.bands.spread(values, v) * self.bands.split(v))
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralMetric(Metric):
+    r"""The Hessian of the data term and the prior's curvature in each band,
+
+    .. math:: P = Q^\top \mathrm{diag}(c_{b(i)})\, Q + \frac{1}{\sigma^2} A^\top A.
+
+    The prior's curvature differs by three orders of magnitude between the mean of an image and its finest details;
+    a metric that knows it makes a posterior about as stiff where the data see nothing as where they see all. One
+    matrix serves all rows, and its inverse is made once.
+
+    Arguments:
+        prior: The metric of the prior, of one row.
+        fidelity: The data term.
+        inverse: The matrix :math:`P^{-1}`, `(d, d)`.
+    """
+
+    prior: BandMetric
+    fidelity: Fidelity
+    inverse: Tensor
+
+    @staticmethod
+    def of(energy: Energy, x: Image, largest: int) -> SpectralMetric | None:
+        r"""Returns the metric of a posterior.
+
+        Arguments:
+            energy: The energy.
+            x: Rows of its shape, `(S B, *shape)`.
+            largest: The largest `d` for which a matrix is made; never more than `LARGEST`.
+
+        Returns:
+            The metric, or None if the prior knows no spectrum, images differ in their operator or its Hessian is
+            unknown, or there are more pixels.
+        """
+        if not isinstance(energy, Posterior) or x[0].numel() > min(largest, LARGEST):
+            return None
+        prior = spectral(energy, x)
+        hessian = None if prior is None else energy.fidelity.hessian(x)
+        if prior is None or hessian is None:
+            return None
+        eye = torch.eye(len(hessian), dtype=hessian.dtype, device=x.device)
+        own = BandMetric(Bands.of(eye.reshape(-1, *x.shape[1:])), prior.curvature.double())
+        matrix = hessian + own.apply(eye.reshape(-1, *x.shape[1:])).flatten(1)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky((matrix + matrix.mT) / 2))
+        return SpectralMetric(prior, energy.fidelity, ((inverse + inverse.mT) / 2).to(x))
+
+    def draw(self, noise: Noise, x: Image) -> Image:
+        return self.prior.draw(noise, x) + self.fidelity.whiten(noise.normal(*self.fidelity.measured))
+
+    def solve(self, v: Image) -> Image:
+        rows = v.flatten(1)
+        padded = torch.cat([rows, rows.new_zeros(-len(rows) % BLOCK, rows.shape[1])])
+        return torch.cat([part @ self.inverse for part in padded.split(BLOCK)])[: len(rows)].reshape(v.shape)
+
+
+def spectral(energy: Energy, x: Image) -> BandMetric | None:
+    r"""Returns the metric of the prior alone, :math:`w Q^\top \mathrm{diag}(c)\, Q`, as one row; none if unknown."""
+    prior, weight = (energy.prior, float(energy.weight)) if isinstance(energy, Posterior) else (energy, 1.0)
+    if not isinstance(prior, Prior) or prior.spectrum is None:
+        return None
+    bands = Bands.of(x)
+    return BandMetric(bands, weight * prior.spectrum.on(bands).to(x)[None])
 
 
 def metropolis(ratio: PerImage, energy: Energy, noise: Noise) -> tuple[PerImage, PerImage]:

@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from emprior._bands import Bands
 from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 from emprior.energy import Energy, Posterior
 from emprior.solvers.adaptation import StepSize, begin, learn
-from emprior.solvers.bands import Bands
 from emprior.solvers.curvature import prior_curvature
-from emprior.solvers.metric import BandMetric, DataMetric, Metric, pooled
+from emprior.solvers.metric import BandMetric, DataMetric, Metric, SpectralMetric, pooled, spectral
 
 WINDOW = 16
 """The fewest iterations that a metric is learnt from."""
+
+WORTH = 16
+"""The pixels that a matrix may have for each gradient of the burn-in."""
 
 FLOOR, CEILING = 1e-3, 10.0
 """The least and the largest curvature of a band, in curvatures of the prior, not counting the data's."""
@@ -51,36 +54,40 @@ class Warmup:
 
     Arguments:
         step: The step of each row.
-        learnt: The metric, once one has been learnt.
-        secants: What the metric of the next window will be made of; none where the metric of the data is kept.
+        known: The metric, where more is known or has been learnt than the Hessian of the data.
+        secants: What the metric of the next window will be made of; none where this one is kept.
     """
 
     step: StepSize
-    learnt: BandMetric | None
+    known: Metric | None
     secants: Secants | None
 
     def metric(self, energy: Energy, curvature: float | None) -> Metric:
-        r"""Returns the metric to move in: that of the data, with the constant `curvature`, until one is learnt."""
-        return DataMetric.of(energy, curvature) if self.learnt is None else self.learnt
+        r"""Returns the metric to move in: that of the data, with the constant `curvature`, unless more is known."""
+        return DataMetric.of(energy, curvature) if self.known is None else self.known
 
 
-def prepare(energy: Energy, x: Image, step_size: float) -> Warmup:
+def prepare(energy: Energy, x: Image, step_size: float, gradients: int, curvature: float | None = None) -> Warmup:
     r"""Returns the start.
 
-    A metric will be learnt where the data term is as stiff in every direction, or absent: there the prior alone makes
-    directions differ.
+    Where the data term is as stiff in every direction, or absent, the prior alone makes directions differ: there the
+    metric is a curvature for each band, at first that of the prior's spectrum, and each image learns its own. With
+    other data it is the :class:`SpectralMetric`, if a burn-in of so many gradients is worth its matrix.
 
     Arguments:
         energy: The energy.
         x: The rows, `(S B, *shape)`.
         step_size: The first step, relative to the metric.
+        gradients: The gradients of the burn-in.
+        curvature: A constant in place of the prior's spectrum, if given.
     """
     step = begin(step_size, x.flatten(1)[:, 0])
     isotropic = None if energy.coupled else _isotropic(energy, x)
     if isotropic is None:
-        return Warmup(step, None, None)
-    empty = x.new_zeros(len(x), Bands.of(x).count)
-    return Warmup(step, None, Secants(empty, empty, 0, isotropic))
+        return Warmup(step, SpectralMetric.of(energy, x, WORTH * gradients) if curvature is None else None, None)
+    empty, prior = x.new_zeros(len(x), Bands.of(x).count), spectral(energy, x) if curvature is None else None
+    known = None if prior is None else BandMetric(prior.bands, isotropic + prior.curvature)
+    return Warmup(step, known, Secants(empty, empty, 0, isotropic))
 
 
 def follow(warmup: Warmup, energy: Energy, move: tuple[Image, Image], acceptance: PerImage, target: float) -> Warmup:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emprior._bands import Spectrum
 from emprior._noise import Noise, generator
 from emprior._rows import dot
 from emprior._types import PerImage
@@ -71,11 +72,38 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
 
 def energies(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, float]:
     r"""Returns mean and spread of the energy, in nats, of images under the thermal noise that the density includes."""
-    noise = torch.randn(images.shape, generator=generator(seed, "thermal")).to(images)
-    x = images + prior.interpolant.thermal(prior.epsilon) / 2 * noise
     with torch.no_grad():
-        found = torch.cat([prior(part) for part in x.split(256)])
+        found = torch.cat([prior(part) for part in _thermal(prior, images, seed).split(256)])
     return {"mean": round(float(found.mean()), 1), "spread": round(float(found.std()), 1)}
+
+
+def spectrum(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, Any]:
+    r"""Returns the mean curvature by frequency and colour at images under the noise that the density includes.
+
+    See :class:`emprior._bands.Spectrum`. It costs three gradients for each image and band.
+    """
+    x = _thermal(prior, images, seed)
+
+    def curve(v: Tensor) -> Tensor:
+        return torch.cat([_curve(prior, *pair) for pair in zip(x.split(64), v.split(64), strict=True)])
+
+    found = Spectrum.measure(curve, x)
+    return {
+        "frequency": [round(f, 4) for f in found.frequency],
+        "curvature": [[float(f"{c:.3g}") for c in row] for row in found.curvature],
+    }
+
+
+def _curve(prior: NetworkPrior, x: Tensor, v: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(prior(leaf).sum(), leaf, create_graph=True)
+        return torch.autograd.grad((gradient * v).sum(), leaf)[0]
+
+
+def _thermal(prior: NetworkPrior, images: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(images.shape, generator=generator(seed, "thermal")).to(images)
+    return images + prior.interpolant.thermal(prior.epsilon) / 2 * noise
 
 
 def denoising_figures(denoiser: NetworkPrior | NetworkDenoiser, images: Tensor) -> dict[str, Any]:
@@ -89,6 +117,7 @@ def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_
     return {
         **denoising_figures(prior, images),
         "energy": energies(prior, images),
+        "spectrum": spectrum(prior, images[:chain_images]),
         "drift": round(float(drift(prior, images).mean()), 4),
         "chain": {"images": min(chain_images, len(images)), **chain(prior, images[:chain_images], chain_steps)},
     }

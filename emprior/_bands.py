@@ -1,14 +1,18 @@
-r"""Bands of frequency and colour."""
+r"""Bands of frequency and colour, and the curvature of an energy in each."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from emprior._noise import generator
 from emprior._types import Image
 
 OCTAVE = 3
@@ -41,12 +45,16 @@ class Bands:
         colours: What the channels are mixed by, `(3, 3)`, if they are three.
         band: The number of the band of each coefficient, `(d,)`.
         count: The number of bands.
+        frequency: The mean frequency of each band, in half-cycles a pixel: 1 is Nyquist's limit of an axis, `(count,)`.
+        colour: The number of the colour of each band, `(count,)`.
     """
 
     axes: tuple[Tensor, ...]
     colours: Tensor | None
     band: Tensor
     count: int
+    frequency: Tensor
+    colour: Tensor
 
     @staticmethod
     def of(x: Image) -> Bands:
@@ -82,15 +90,19 @@ def _make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> B
     ticks = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) / n for n in sides), indexing="ij")
     frequency = max(sides) * torch.stack([tick.square() for tick in ticks]).sum(0).sqrt()
     ring = torch.where(frequency < 0.5, 0, 1 + (OCTAVE * frequency.clamp(min=1).log2()).floor()).long()
-    named = channels if channels == 3 else 1
-    ring = ring + (1 + ring.max()) * torch.arange(named).reshape(-1, *(1,) * len(sides))
+    rings, named = 1 + ring.max(), channels if channels == 3 else 1
+    ring = ring + rings * torch.arange(named).reshape(-1, *(1,) * len(sides))
     used, band = torch.unique(ring.expand(channels, *sides).flatten(), return_inverse=True)
+    each = frequency.expand(channels, *sides).flatten() / max(sides)
+    mean = torch.zeros(len(used), dtype=torch.float64).index_add_(0, band, each) / torch.bincount(band)
     opponents = torch.nn.functional.normalize(torch.tensor(OPPONENTS, dtype=torch.float64), dim=1)
     return Bands(
         axes=tuple(_cosines(n).to(device, dtype) for n in sides),
         colours=opponents.to(device, dtype) if channels == 3 else None,
         band=band.to(device),
         count=len(used),
+        frequency=mean,
+        colour=used // rings,
     )
 
 
@@ -99,3 +111,57 @@ def _cosines(n: int) -> Tensor:
     waves = (2 / n) ** 0.5 * torch.cos(math.pi * ticks[:, None] * (ticks + 0.5) / n)
     waves[0] = n**-0.5
     return waves
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    r"""The mean curvature of an energy in each band,
+
+    .. math:: c_b = \frac{1}{n_b}\, \mathbb{E}_x \operatorname{tr} \left( Q_b\, \nabla^2 E(x)\, Q_b^\top \right),
+
+    with :math:`Q_b` the :math:`n_b` rows of the basis that are in band `b`, over typical images `x`. That of natural
+    images grows by about the square of the frequency.
+
+    Arguments:
+        frequency: The mean frequency of each band, in half-cycles a pixel, rising from the 0 of the mean.
+        curvature: The numbers :math:`c_b` in nats per squared unit of a pixel, a row for each colour.
+    """
+
+    frequency: tuple[float, ...]
+    curvature: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def measure(curve: Callable[[Image], Image], like: Image) -> Spectrum:
+        r"""Measures a spectrum by Hutchinson's estimate: random signs :math:`s` for the coefficients of one band, and
+        the mean of :math:`\langle Q_b^\top s,\, H Q_b^\top s \rangle / n_b`.
+
+        Arguments:
+            curve: The map :math:`H v` over rows, each by the Hessian at its own image.
+            like: Rows of the shape and the type of its argument, `(B, *shape)`; `B` is the number of probes.
+        """
+        bands, random = Bands.of(like), generator("spectrum")
+        signs = torch.randint(2, like.shape, generator=random).to(like) * 2 - 1
+        found = torch.zeros(bands.count, dtype=torch.float64)
+        for band in range(bands.count):
+            inside = (bands.band == band).reshape(like.shape[1:])
+            v = bands.join(torch.where(inside, signs, 0))
+            found[band] = float((v * curve(v)).sum()) / (len(like) * int(inside.sum()))
+        rows = [bands.colour == colour for colour in range(int(bands.colour.max()) + 1)]
+        return Spectrum(tuple(bands.frequency[rows[0]].tolist()), tuple(tuple(found[row].tolist()) for row in rows))
+
+    @staticmethod
+    def read(tree: Mapping[str, Any]) -> Spectrum:
+        r"""Returns the spectrum of a card, whose keys are the arguments."""
+        return Spectrum(tuple(tree["frequency"]), tuple(tuple(row) for row in tree["curvature"]))
+
+    def on(self, bands: Bands) -> Tensor:
+        r"""Returns the curvature of each band of a basis, `(bands,)` in double precision.
+
+        Between the frequencies where it was measured it follows a power law; what is not positive, and so no scale of
+        length, is taken for a millionth of the largest.
+        """
+        values = np.array(self.curvature)
+        logs = np.log(np.maximum(values, 1e-6 * values.max()))
+        known, asked = (np.log(np.maximum(f, 1e-3)) for f in (np.array(self.frequency), bands.frequency.numpy()))
+        found = np.stack([np.interp(asked, known, row) for row in logs])
+        return torch.from_numpy(np.exp(found[bands.colour.numpy(), np.arange(bands.count)]))
