@@ -52,7 +52,7 @@ def _start_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image) -> tuple[i
     if prior.accepts(shape) and _measures(fidelity, shape):
         return shape
     raise ValueError(
-        f"x0 holds images of shape {shape}, prior {getattr(prior, 'title', type(prior).__name__)!r} is for "
+        f"x0 holds images of shape {shape}, prior {prior.title!r} is for "
         f"{prior.shape}, and y has shape {tuple(fidelity.y.shape)}. Pass a start that the prior takes and that the "
         f"operator {type(fidelity.operator).__name__} maps to the shape of y, or leave out x0."
     )
@@ -69,11 +69,10 @@ def _measures(fidelity: GaussianFidelity, shape: tuple[int, ...]) -> bool:
 
 
 def _mismatch(fidelity: GaussianFidelity, prior: Prior, shape: tuple[int, ...] | None) -> str:
-    title = getattr(prior, "title", type(prior).__name__)
     operator, kind = type(fidelity.operator).__name__, {1: "gray ", 3: "RGB "}.get(prior.shape[0], "")
     takes = f"takes images of shape {shape}" if shape else "gives no measurements of that shape"
     return (
-        f"y has shape {tuple(fidelity.y.shape)}, the operator {operator} {takes}, and prior {title!r} is for "
+        f"y has shape {tuple(fidelity.y.shape)}, the operator {operator} {takes}, and prior {prior.title!r} is for "
         f"{kind}images of shape {prior.shape}. Pass measurements of {kind}images of a matching size, or choose "
         "another prior from: emprior priors list"
     )

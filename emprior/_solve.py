@@ -136,9 +136,9 @@ def solve(
     shown = sys.stderr.isatty() if progress is None else progress
     monitor = Monitor(len(y), settings.rhat, settings.ess) if recipe.samples else None
     outcome = run(stages, law, x, noise, len(y), shown, callback, monitor)
-    config = {
+    config: dict[str, object] = {
         "method": method,
-        "prior": getattr(prior, "title", type(prior).__name__),
+        "prior": prior.title,
         "weight": weight if isinstance(weight, str) else factor,
         "samples": samples,
         "sigma": fidelity.sigma if isinstance(fidelity.sigma, float) else fidelity.sigma.tolist(),

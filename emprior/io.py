@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def read_image(path: str | os.PathLike[str], *, size: int | tuple[int, int] | No
         FileNotFoundError: There is no such file.
         ValueError: The file is not an image.
     """
-    array = _channels_first(_load(path), path) if Path(path).suffix.lower() == ".npy" else _open(path)
+    array = _channels_first(load_array(path), path) if Path(path).suffix.lower() == ".npy" else _open(path)
     image = torch.from_numpy(_unit(array, path))
     return image if size is None else _resize(image, (size, size) if isinstance(size, int) else size)
 
@@ -87,31 +88,60 @@ def read_measurements(path: str | os.PathLike[str]) -> Tensor:
     """
     if Path(path).suffix.lower() != ".npy":
         return read_image(path)
-    array = _load(path)
+    return as_measurements(load_array(path), os.fspath(path))
+
+
+def as_measurements(array: np.ndarray, name: str) -> Tensor:
+    r"""Returns an array of any shape as measurements, in the types that :func:`read_measurements` describes.
+
+    Arguments:
+        array: The array, which is copied.
+        name: What messages call it.
+
+    Raises:
+        ValueError: It does not hold numbers, or not finite ones.
+    """
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} holds {array.dtype} values, but measurements are numbers. Save them by np.save.")
     if array.dtype == np.uint8:
         array = array / np.float32(255)
-    elif array.dtype.kind in "biu":
-        array = array.astype(np.float32)
-    elif array.dtype.kind == "f":
-        array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
     elif array.dtype.kind == "c":
         array = array.astype(np.complex64 if array.dtype.itemsize <= 8 else np.complex128)
     else:
-        raise ValueError(f"{path} holds {array.dtype} values, but measurements are numbers. Save them by np.save.")
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
+        array = array.astype(np.float64 if wide else np.float32)
     if not np.isfinite(array).all():
-        raise ValueError(f"{path} holds NaN or infinite values. Mask what was not measured in the operator instead.")
-    return torch.from_numpy(array)
+        raise ValueError(f"{name} holds NaN or infinite values. Mask what was not measured in the operator instead.")
+    return torch.from_numpy(np.asarray(array))
 
 
-def _load(path: str | os.PathLike[str]) -> np.ndarray:
+def load_array(path: str | os.PathLike[str], mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    r"""Reads the array of a `.npy` file, of any shape, type and order of bytes.
+
+    Arguments:
+        path: The file.
+        mmap_mode: As of `numpy.load`: `"r"` leaves the array on the disk and reads what is indexed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no array, Python objects, or several arrays.
+    """
     _check_file(path)
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(path, mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"cannot read {path} as an array: {error}. Write it by np.save, as plain numbers.") from error
+        raise ValueError(
+            f"cannot read {path} as an array: {_reason(error)}. Write it by np.save, as plain numbers."
+        ) from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of several arrays. Write one of them by np.save.")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array
+
+
+def _reason(error: Exception) -> str:
+    r"""Returns what numpy says of a file, but for its advice on pickles, which are not to be loaded."""
+    text = getattr(error, "strerror", None) or str(error).partition("\n")[0].rstrip(".")
+    return "it holds no plain array" if "pickle" in text or "Python objects" in text else text
 
 
 def _open(path: str | os.PathLike[str]) -> np.ndarray:
@@ -158,7 +188,7 @@ def _channels_first(array: np.ndarray, path: str | os.PathLike[str]) -> np.ndarr
 
 
 def _unit(array: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
-    if array.dtype in (np.uint8, np.uint16):
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         return np.ascontiguousarray(array / np.float32(np.iinfo(array.dtype).max), dtype=np.float32)
     if array.dtype.kind not in "bf":
         raise ValueError(

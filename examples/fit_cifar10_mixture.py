@@ -11,7 +11,6 @@ for the truth, is the result of
 from __future__ import annotations
 
 import argparse
-import datetime
 import time
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from torch import Tensor
 from emprior.hub import Card, save_prior
 from emprior.priors import GaussianMixturePrior
 from emprior.priors.analysers import Analysers, fit_analysers
-from emprior.train import load_images, provenance
+from emprior.train import load_images
 from emprior.train.evaluate import denoising_figures
+from emprior.train.provenance import circumstances, origin
 
 COMMAND = (
     "python examples/fit_cifar10_mixture.py --train cifar10_train.npy --test cifar10_test.npy --out cifar10-mixture"
@@ -68,11 +68,7 @@ def save(prior: GaussianMixturePrior, args: argparse.Namespace, images: int, sec
             "images_in_set": images,
             "steps": args.steps,
             "seed": args.seed,
-            "hardware": provenance.hardware(torch.device("cpu")),
-            "cpu_seconds": round(seconds, 1),
-            "revision": provenance.revision(),
-            "torch": str(torch.__version__),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **circumstances(origin(torch.device("cpu")), {"cpu_seconds": seconds}),
             "command": COMMAND,
         },
         metrics=figures(stored.prior(tuple(test.shape[1:])), test),

@@ -13,7 +13,6 @@ where beside each stack of images (N, 32, 32, 3) lie its labels, cifar10_train_l
 from __future__ import annotations
 
 import argparse
-import datetime
 import time
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from torch import Tensor
 
 from emprior.hub import Card, save_prior
 from emprior.nets import Classifier
-from emprior.train import load_images, provenance
+from emprior.train import load_images
+from emprior.train.provenance import circumstances, origin
 
 SHIFT = 2
 ARGUMENTS = {"channels": 3, "patch": 2, "widths": [48, 96, 128], "classes": 10}
@@ -97,11 +97,7 @@ def save(network: Classifier, args: argparse.Namespace, seconds: float) -> Card:
             "epochs": args.epochs,
             "batch_size": args.batch_size,
             "lr": args.lr,
-            "hardware": provenance.hardware(torch.device("cpu")),
-            "cpu_seconds": round(seconds, 1),
-            "revision": provenance.revision(),
-            "torch": str(torch.__version__),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **circumstances(origin(torch.device("cpu")), {"cpu_seconds": seconds}),
             "command": COMMAND,
         },
         metrics={"images": len(images), "test_accuracy": round(accuracy(stored, images, labels), 4)},

@@ -22,10 +22,14 @@ noise: {type: gaussian, sigma: 0.1}
 """
 
 
-def emprior_batch(*arguments):
+def parse(*arguments):
     parser = Parser(prog="emprior")
     batch.add(parser.add_subparsers(required=True))
-    options = parser.parse_args(["batch", *map(str, arguments)])
+    return parser.parse_args(["batch", *map(str, arguments)])
+
+
+def emprior_batch(*arguments):
+    options = parse(*arguments)
     return options.run(options)
 
 
@@ -71,9 +75,30 @@ def test_a_folder_is_restored_and_what_cannot_be_read_is_listed(digits, capsys):
     assert np.array_equal(np.load(digits / "out/broken.npy"), np.load(digits / "out/d2.npy"))
 
 
+def test_a_noise_level_is_estimated_of_each_item(digits):
+    (digits / "one").mkdir()
+    (digits / "in/d2.npy").rename(digits / "one/d2.npy")
+    arguments = ["--problem", digits / "problem.yaml", "--input", digits / "one", "--prior", "mnist"]
+    options = ["--method", "mala", "--steps", 20, "--samples", 2, "--sigma", "estimate", "--out", digits / "out"]
+    assert emprior_batch(*arguments, *options) == 0
+    record = json.loads((digits / "out/records.jsonl").read_text())
+    assert 0 < record["sigma_std"] < 0.01
+    assert abs(record["sigma"] - 0.1) < 4.5 * record["sigma_std"]
+
+
+def test_a_weight_may_be_asked_for(digits):
+    arguments = ["--problem", digits / "problem.yaml", "--input", digits / "in", "--out", digits / "out"]
+    options = parse(*arguments, "--weight", "estimate", "--sigma", 0.2)
+    job = batch._job(options)
+    assert (job.weight, job.sigma) == ("estimate", 0.2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--weight", "guess"], "--weight: expected a positive number or 'estimate', got 'guess'"),
+        (["--weight", "estimate", "--sigma", "estimate"], "cannot be estimated at once"),
+        (["--method", "ula", "--sigma", "estimate"], "'ula' cannot estimate sigma"),
         (["--method", "mapp"], r"unknown method 'mapp'\. Did you mean 'map'\?"),
         (["--format", "h5"], r"--format: unknown format 'h5'"),
         (["--save", "std"], "finds a mode, which has no std"),

@@ -79,7 +79,7 @@ def test_stacks_of_every_kind_hold_the_same_rows(tmp_path, kind):
             len(Stack(path))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float16, np.float32, np.float64, np.complex128])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float16, np.float32, np.float64, ">f4", np.complex128])
 def test_a_row_of_a_stack_is_read_as_a_file_is(tmp_path, dtype):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
     np.save(tmp_path / "stack.npy", array)

@@ -25,6 +25,15 @@ def network(architecture: str, channels: int = 1) -> NetworkPrior:
     return NetworkPrior(potential.double(), (channels, 8, 8), EnergyMatching(), 0.01)
 
 
+def test_a_prior_has_a_title():
+    prior = network("inner_product")
+    assert prior.title == "network"
+    assert GaussianPrior(torch.zeros(SHAPE), torch.ones(SHAPE)).title == "GaussianPrior"
+    prior.title = "mine"
+    assert prior.title == "mine"
+    assert "title" not in prior.state_dict()
+
+
 def nonlinear():
     import deepinv as dinv
 

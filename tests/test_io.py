@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from emprior.batch import Stack
 from emprior.io import read_image, read_measurements, write_image
 
 
@@ -192,6 +195,39 @@ def test_measurements_that_are_no_numbers(tmp_path):
         np.savez(file, a=np.ones(2))
     with pytest.raises(ValueError, match="archive of several arrays"):
         read_measurements(tmp_path / "y.npy")
+
+
+def write_text(path):
+    path.write_text("no array")
+
+
+def write_objects(path):
+    np.save(path, np.array([{}]))
+
+
+def write_half(path):
+    np.save(path, np.ones(8))
+    path.write_bytes(path.read_bytes()[:-32])
+
+
+@pytest.mark.parametrize("read", [read_measurements, lambda path: len(Stack(path))])
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (write_text, "it holds no plain array"),
+        (write_objects, "it holds no plain array"),
+        (Path.touch, "[Nn]o data left in file|cannot mmap an empty file"),
+        (write_half, r"Failed to read all data|cannot reshape|mmap length"),
+    ],
+)
+def test_files_that_hold_no_array(tmp_path, read, write, reason):
+    write(tmp_path / "y.npy")
+    with pytest.raises(
+        ValueError, match=rf"cannot read .*y\.npy as an array: ({reason}).*\. Write it by np\.save"
+    ) as caught:
+        read(tmp_path / "y.npy")
+    assert "pickle" not in str(caught.value)
+    assert ".." not in str(caught.value)
 
 
 @pytest.mark.parametrize(

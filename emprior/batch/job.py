@@ -183,7 +183,7 @@ def identify(operator: Physics | Problem | str) -> str:
 
 def _identify_prior(prior: str | os.PathLike[str] | Prior) -> str:
     if isinstance(prior, Prior):
-        return _digest(getattr(prior, "title", type(prior).__qualname__), _content(prior))
+        return _digest(prior.title, _content(prior))
     folder = find_prior(prior)
     return f"{prior} {Card.read(folder).sha256[:32]}"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from emprior.batch.items import Item, Source
+from emprior.io import as_measurements, load_array
 
 HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".zarr", *HDF5)
@@ -53,26 +53,6 @@ class Stack(Source):
         return _opened(self.path, self.name, self.path.stat().st_mtime_ns)
 
 
-def as_measurements(array: np.ndarray, name: str) -> Tensor:
-    r"""Returns an array as measurements, of the types that :func:`emprior.io.read_measurements` gives.
-
-    Raises:
-        ValueError: It does not hold numbers, or not finite ones; the message begins with `name`.
-    """
-    if array.dtype.kind not in "biufc":
-        raise ValueError(f"{name} holds {array.dtype} values, but measurements are numbers.")
-    if array.dtype == np.uint8:
-        array = array / np.float32(255)
-    elif array.dtype.kind == "c":
-        array = array.astype(np.complex64 if array.dtype.itemsize <= 8 else np.complex128)
-    else:
-        wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
-        array = array.astype(np.float64 if wide else np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinite values. Mask what was not measured in the operator instead.")
-    return torch.from_numpy(array)
-
-
 @lru_cache(maxsize=4)
 def _opened(path: Path, name: str, changed: int) -> Any:
     array = _open(path, name)
@@ -85,10 +65,7 @@ def _opened(path: Path, name: str, changed: int) -> Any:
 
 def _open(path: Path, name: str) -> Any:
     if path.suffix.lower() == ".npy":
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"cannot read {path} as an array: {error}. Write it by np.save.") from error
+        return load_array(path, "r")
     if path.suffix.lower() in HDF5:
         return _chosen(needed("h5py").File(path, "r"), path, name)
     opened = needed("zarr").open(path, mode="r")

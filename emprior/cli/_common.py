@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from emprior.train.config import Config
 
 
+ESTIMATE = "estimate"
+"""What is typed in place of a number that is not known, as it is passed to `emprior.solve`."""
+
+
 class UsageError(Exception):
     r"""What was asked for is wrong or does not exist."""
 
@@ -66,6 +70,24 @@ def positive_float(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return value
+
+
+def positive_or_estimate(text: str) -> float | str:
+    r"""Reads a positive number, or the word for one that the measurements are to tell."""
+    if text == ESTIMATE:
+        return text
+    try:
+        return positive_float(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected a positive number or {ESTIMATE!r}, got {text!r}") from error
+
+
+def check_estimates(options: argparse.Namespace) -> None:
+    r"""Raises a :class:`UsageError` if the method cannot estimate what `--sigma` and `--weight` ask for."""
+    from emprior._estimate import unknown
+
+    with as_usage():
+        unknown(options.method, options.sigma, options.weight)
 
 
 def check_device(name: str) -> torch.device:

@@ -13,13 +13,14 @@ from emprior.cli._common import (
     add_device,
     as_usage,
     check_device,
+    check_estimates,
     check_prior,
     check_problem,
     check_writable,
     complain,
     is_terminal,
-    positive_float,
     positive_int,
+    positive_or_estimate,
 )
 
 if TYPE_CHECKING:
@@ -56,8 +57,12 @@ def _add_task(parser: Parser) -> None:
     parser.add_argument("--method", default="map", help="as of emprior solve (map)")
     parser.add_argument("--samples", type=positive_int, metavar="S", help="chains, or starts of map")
     parser.add_argument("--steps", type=positive_int, metavar="N", help="iterations; by default the method's own")
-    parser.add_argument("--weight", type=positive_float, default=1.0, metavar="W", help="factor of the prior (1)")
-    parser.add_argument("--sigma", type=positive_float, metavar="S", help="noise level, instead of the problem's")
+    parser.add_argument(
+        "--weight", type=positive_or_estimate, default=1.0, metavar="W", help="factor of the prior (1), or estimate"
+    )
+    parser.add_argument(
+        "--sigma", type=positive_or_estimate, metavar="S", help="noise level, instead of the problem's, or estimate"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (0)")
     parser.add_argument("--truth", metavar="DIR|STACK", help="true images of the same ids or order, for the PSNR")
     parser.add_argument(
@@ -88,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
     check_prior(options.prior)
     check_writable("--out", options.out, options.out.resolve().parent)
     job, engine = _job(options), _engine(options)
+    check_estimates(options)
 
     from emprior.batch import run as runs
     from emprior.batch.plan import lay

@@ -3,7 +3,6 @@ r"""From a checkpoint to a prior that others can load."""
 from __future__ import annotations
 
 import copy
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from emprior.train.data import load_images
 from emprior.train.distributed import place
 from emprior.train.evaluate import denoising_figures, evaluate
 from emprior.train.model import MODELS
+from emprior.train.provenance import circumstances
 
 
 def export_prior(
@@ -115,10 +115,6 @@ def _training(config: Config, state: dict[str, Any], facts: dict[str, Any]) -> d
         "images_in_set": facts["images"],
         "images_seen": state["seen"],
         "iterations": {"transport": min(step, transport), "contrast": max(0, step - transport)},
-        "hardware": facts["hardware"],
-        "seconds": round(state["seconds"], 1),
-        "revision": facts["revision"],
-        "torch": facts["torch"],
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **circumstances(facts, {"seconds": state["seconds"]}),
         "settings": {**settings, "data": data},
     }

@@ -2,11 +2,39 @@ r"""Where and with what a training ran, for its card."""
 
 from __future__ import annotations
 
+import datetime
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def origin(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    r"""Returns what is known when a training starts: `hardware`, the `revision` of the source and that of `torch`."""
+    return {
+        "hardware": hardware(device, processes),
+        "revision": revision(),
+        "torch": str(torch.__version__),
+    }
+
+
+def circumstances(origin: Mapping[str, Any], spent: Mapping[str, float]) -> dict[str, Any]:
+    r"""Returns the entries of a card that say where, how long, with what and when something was made.
+
+    Arguments:
+        origin: What :func:`origin` said at the start; other entries are left out.
+        spent: Seconds under the names that they have on the card, such as `seconds` or `cpu_seconds`.
+    """
+    return {
+        "hardware": origin["hardware"],
+        **{name: round(seconds, 1) for name, seconds in spent.items()},
+        "revision": origin["revision"],
+        "torch": origin["torch"],
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 def hardware(device: torch.device, processes: int = 1) -> str:

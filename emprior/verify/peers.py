@@ -8,19 +8,18 @@ is a run of its own, so that the statistics of deepinv's chains, which count the
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from emprior._noise import derive_seed, generator
+from emprior import peers as of_deepinv
+from emprior._noise import derive_seed
 from emprior._types import Image
 from emprior.energy import Prior
 from emprior.interop import as_denoiser
-from emprior.operators import cast, observed, without_noise
+from emprior.operators import cast, without_noise
 from emprior.verify.row import Case, Row, Sampled
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 SMOOTHING = 0.02
 """The noise of the denoiser whose score Langevin samplers take for the prior's."""
 
-LANGEVIN, SKROCK, DIFFUSION = 2000, 200, 1000
-"""The iterations of ULA, of SK-ROCK and of a diffusion."""
+LANGEVIN, SKROCK, DIFFUSION = 2000, 200, 999
+"""The iterations of ULA, of SK-ROCK and of a guided diffusion."""
 
 Peer = Callable[["Denoiser", "Physics", Tensor, int], Image]
 """Maps a denoiser, an operator with its noise, measurements `(N, *measured)` and a seed to a draw for each."""
@@ -64,7 +63,7 @@ def sample(
         sigma: The standard deviation of the noise.
         prior: The prior, whose `denoise` is the denoiser.
         samples: The number of draws `S`.
-        seed: The seed; the global generator, which deepinv draws from, is put back as it was.
+        seed: The seed; the global generator is left as it was.
 
     Raises:
         Exception: Whatever deepinv raises where it cannot treat the operator.
@@ -76,9 +75,7 @@ def sample(
     denoiser.register_forward_hook(lambda *_: calls.append(1))
     physics = without_noise(cast(operator, rows))
     physics.noise_model = dinv.physics.GaussianNoise(sigma)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "peer", name))
-        x = PEERS[name](denoiser, physics, rows, seed)
+    x = PEERS[name](denoiser, physics, rows, derive_seed(seed, "peer", name))
     return x.detach().unflatten(0, (samples, len(y))).to(y), len(calls)
 
 
@@ -97,115 +94,35 @@ def _row(name: str, case: Case, seed: int) -> Row:
     return Row(case.suite, case.problem, name, figures, {}, status, verdict, calls, time.perf_counter() - start)
 
 
-def _lipschitz(physics: Physics, y: Tensor) -> float:
-    r"""Returns :math:`\|A\|^2 / \sigma^2 + 1 / s^2`, a bound of the curvature where the prior is smoothed by `s`."""
-    return (
-        float(physics.compute_sqnorm(physics.A_adjoint(y[:1]), verbose=False)) / _sigma(physics) ** 2 + 1 / SMOOTHING**2
-    )
-
-
-def _sigma(physics: Physics) -> float:
-    return float(physics.noise_model.sigma)
-
-
-def _chain(sampler: Any, physics: Physics, y: Tensor) -> Image:
-    sampler.sample(y, physics)
-    return sampler.get_chain()[-1]["x"]
-
-
 def ula(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""The last states of chains of `deepinv.sampling.ULA`, of half the largest stable step."""
-    import deepinv as dinv
-
-    score, data = dinv.optim.ScorePrior(denoiser), dinv.optim.L2(sigma=_sigma(physics))
-    sampler = dinv.sampling.ULA(
-        score, data, step_size=1 / _lipschitz(physics, y), sigma=SMOOTHING, max_iter=LANGEVIN, thinning=1,
-        save_chain=1, clip=None,
-    )  # fmt: skip
-    return _chain(sampler, physics, y)
+    r"""The last states of chains of ULA, of half the largest stable step."""
+    return of_deepinv.ula(denoiser, physics, y, seed, steps=LANGEVIN, smoothing=SMOOTHING)
 
 
 def skrock(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""The last states of chains of `deepinv.sampling.SKRock`, of a quarter of the largest stable step.
-
-    With `s = 10` inner iterations and damping :math:`\eta = 0.05` that is
-    :math:`((s - 1/2)^2 (2 - 4 \eta / 3) - 3/2) / L`.
-    """
-    import deepinv as dinv
-
-    score, data = dinv.optim.ScorePrior(denoiser), dinv.optim.L2(sigma=_sigma(physics))
-    largest = (9.5**2 * (2 - 4 * 0.05 / 3) - 1.5) / _lipschitz(physics, y)
-    sampler = dinv.sampling.SKRock(
-        score, data, step_size=largest / 4, sigma=SMOOTHING, max_iter=SKROCK, thinning=1, save_chain=1, clip=None
-    )
-    return _chain(sampler, physics, y)
+    r"""The last states of chains of SK-ROCK, of a quarter of the largest stable step."""
+    return of_deepinv.skrock(denoiser, physics, y, seed, steps=SKROCK, smoothing=SMOOTHING)
 
 
 def dps(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""`deepinv.sampling.DPS` as it comes, of weight 1."""
-    return _dps(denoiser, physics, y, seed, 1.0)
+    r"""DPS as it comes, of weight 1."""
+    return of_deepinv.dps(denoiser, physics, y, seed, steps=DIFFUSION)
 
 
 def dps_weighted(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""`deepinv.sampling.DPS` of weight :math:`\sqrt{m} / \sigma`.
-
-    Its guidance is the gradient of :math:`\|y - A D\|`, and that of the likelihood is that of
-    :math:`\|y - A D\|^2 / 2 \sigma^2`. They agree where the residual is that of the noise, :math:`\sigma \sqrt{m}`.
-    """
-    count = float(observed(physics, physics.A_adjoint(y[:1])).sum())
-    return _dps(denoiser, physics, y, seed, math.sqrt(count) / _sigma(physics))
-
-
-def diffpir(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""`deepinv.sampling.DiffPIR`, whose data term must not know the noise that it is told by itself."""
-    import deepinv as dinv
-
-    return dinv.sampling.DiffPIR(denoiser, dinv.optim.L2(), sigma=_sigma(physics))(y, physics)
-
-
-def ddrm(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""`deepinv.sampling.DDRM`, which halves the variance of the noise that it adds.
-
-    Raises:
-        TypeError: The singular values of the operator are unknown.
-    """
-    import deepinv as dinv
-
-    if not isinstance(physics, dinv.physics.DecomposablePhysics):
-        kind = type(physics).__name__
-        raise TypeError(f"DDRM needs the singular values of the operator, a DecomposablePhysics, and got a {kind}.")
-    return dinv.sampling.DDRM(denoiser)(y, physics)
+    r"""DPS of the weight of the likelihood."""
+    weight = of_deepinv.likelihood_weight(physics, y)
+    return of_deepinv.dps(denoiser, physics, y, seed, steps=DIFFUSION, weight=weight)
 
 
 def pigdm(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""The diffusion of `deepinv.sampling.PiGDMDataFidelity`."""
-    import deepinv as dinv
-
-    return _diffusion(dinv.sampling.PiGDMDataFidelity(), denoiser, physics, y, seed)
+    r"""The diffusion that is guided through the pseudo-inverse."""
+    return of_deepinv.pigdm(denoiser, physics, y, seed, steps=DIFFUSION)
 
 
 def moment_matching(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""The diffusion of `deepinv.sampling.MomentMatchingDataFidelity`."""
-    import deepinv as dinv
-
-    return _diffusion(dinv.sampling.MomentMatchingDataFidelity(), denoiser, physics, y, seed)
-
-
-def _dps(denoiser: Denoiser, physics: Physics, y: Tensor, seed: int, weight: float) -> Image:
-    import deepinv as dinv
-
-    sampler = dinv.sampling.DPS(denoiser, weight=weight, num_steps=DIFFUSION, rng=generator(seed, "dps", weight))
-    return sampler(y, physics, x_init=physics.A_adjoint(y).shape)
-
-
-def _diffusion(data: Any, denoiser: Denoiser, physics: Physics, y: Tensor, seed: int) -> Image:
-    r"""Runs the schedule and the solver that DPS comes with, under another guidance."""
-    from deepinv.sampling import DDPMSolver, PosteriorDiffusion, VariancePreservingDiffusion
-
-    times = torch.linspace(1, 0, DIFFUSION, dtype=torch.float64)
-    solver = DDPMSolver(times, rng=generator(seed, type(data).__name__))
-    sampler = PosteriorDiffusion(data, denoiser, VariancePreservingDiffusion(alpha=1.0), solver)
-    return sampler(y, physics, x_init=physics.A_adjoint(y).shape)
+    r"""The diffusion that is guided by the moments of the clean image."""
+    return of_deepinv.moment_matching(denoiser, physics, y, seed, steps=DIFFUSION)
 
 
 PEERS: dict[str, Peer] = {
@@ -213,8 +130,8 @@ PEERS: dict[str, Peer] = {
     "deepinv-skrock": skrock,
     "deepinv-dps": dps,
     "deepinv-dps-weighted": dps_weighted,
-    "deepinv-diffpir": diffpir,
-    "deepinv-ddrm": ddrm,
+    "deepinv-diffpir": of_deepinv.diffpir,
+    "deepinv-ddrm": of_deepinv.ddrm,
     "deepinv-pigdm": pigdm,
     "deepinv-moments": moment_matching,
 }

@@ -3,14 +3,15 @@ r"""What a method is given, what it gives, and what is known of it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from emprior import peers
 from emprior._noise import Noise, derive_seed
 from emprior._types import Image
 from emprior.bench.meter import Meter, MeteredPrior
@@ -158,10 +159,6 @@ class Method:
         return out
 
 
-@contextmanager
-def isolated(seed: int, name: str, device: torch.device) -> Iterator[None]:
-    r"""Seeds the global generators, which others' samplers draw from, and puts them back as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(seed, "bench", name))
-        yield
+def isolated(seed: int, name: str, device: torch.device) -> AbstractContextManager[None]:
+    r"""Seeds the global generators for a method, and puts them back as they were; see `emprior.peers.isolated`."""
+    return peers.isolated(derive_seed(seed, "bench", name), device)
