@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import configparser
-import functools
 import json
-import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from documents import commands, run_python
 
 import emprior
 from emprior.cli import main
@@ -21,10 +19,6 @@ from emprior.hub import load_features, verify_prior
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def run_example(monkeypatch, capsys, name: str, *arguments: str) -> str:
@@ -35,10 +29,7 @@ def run_example(monkeypatch, capsys, name: str, *arguments: str) -> str:
 
 def test_readme_python(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    short = functools.partial(emprior.solve, steps=12)
-    monkeypatch.setattr(emprior, "solve", short)
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+    run_python(monkeypatch, README, "README.md")
     assert (tmp_path / "out/readme/mean.npy").exists()
 
 
@@ -46,10 +37,9 @@ def test_readme_commands(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "measurements").mkdir()
     np.save(tmp_path / "measurements/y.npy", np.full((3, 32, 32), 0.5, np.float32))
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("emprior ")]
+    lines = commands(README)
     assert len(lines) >= 5
-    for line in lines:
-        arguments = shlex.split(line, comments=True)[1:]
+    for arguments in lines:
         if arguments[0] == "train":
             train_shortly(tmp_path, arguments)
             continue
