@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,7 +50,7 @@ def solve(
     interaction: Repulsion | None = None,
     x0: Image | None = None,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     progress: bool | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Result:
@@ -94,7 +95,7 @@ def solve(
             continuation, and chains run from it without an annealed start. From the second sample on a minimiser
             scatters its starts by noise of 0.1.
         steps: Iterations of the method, burn-in included; the annealed start of a chain comes before.
-        seed: The seed of all randomness.
+        seed: The seed of all randomness, a number or one for each image.
         progress: Whether to show a bar; by default only on a terminal.
         callback: Called after each iteration with its index and the rows `(S, B, *shape)`.
 
@@ -125,7 +126,7 @@ def solve(
     if asked == "sigma":
         level = pilot_noise(physics, y, prior, shape, factor) if found is None else found.sigma
         fidelity = GaussianFidelity(physics, y, level)
-    noise = Noise([(seed, _digest(image), s) for s in range(samples) for image in y], y.device, y.dtype)
+    noise = Noise(_keys(seed, y, samples), y.device, y.dtype)
     x = _starts(fidelity, noise, shape, x0, scatter=not recipe.samples)
     posterior = Posterior(fidelity, prior, factor)
     if interaction is not None:
@@ -143,7 +144,7 @@ def solve(
         "samples": samples,
         "sigma": fidelity.sigma if isinstance(fidelity.sigma, float) else fidelity.sigma.tolist(),
         "steps": settings.steps,
-        "seed": seed,
+        "seed": list(seed) if isinstance(seed, Sequence) else seed,
     }
     if monitor is None or not monitor.draws:
         result = point(outcome, fidelity, config)
@@ -209,6 +210,17 @@ def _prior(prior: str | os.PathLike[str] | Prior, y: Tensor) -> Prior:
     if not isinstance(prior, str | os.PathLike):
         raise TypeError(f"prior is a {type(prior).__name__}, expected a name, a folder or an emprior.energy.Prior.")
     return load_prior(prior).to(y.device, y.dtype)
+
+
+def _keys(seed: int | Sequence[int], y: Tensor, samples: int) -> list[tuple[Hashable, ...]]:
+    r"""Returns the key of the random stream of each row: the seed of its image, its measurements, its sample."""
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(y)
+    if not all(isinstance(value, Integral) for value in seeds):
+        raise TypeError(f"seed is {seed!r}, expected an integer, or one for each image. Try seed=0.")
+    if len(seeds) != len(y):
+        raise ValueError(f"there are {len(seeds)} seeds for {len(y)} images. Pass one for each, or a number.")
+    digests = [_digest(image) for image in y]
+    return [(value, digest, s) for s in range(samples) for value, digest in zip(seeds, digests, strict=True)]
 
 
 def _digest(image: Tensor) -> str:

@@ -10,7 +10,7 @@ from conftest import SHAPE, make_operator
 
 import emprior
 from emprior._noise import generator
-from emprior.batch import reconstruct_many
+from emprior.batch import item_seed, reconstruct_many
 from emprior.batch.engines import Local
 from emprior.batch.items import Folder
 from emprior.batch.job import Job
@@ -68,7 +68,7 @@ def test_items_of_several_problems_have_each_their_own_posterior(field, tmp_path
 def test_calls_of_the_solver_are_of_one_size_or_of_powers_of_two(field, inputs, tmp_path, monkeypatch):
     sizes = []
 
-    def solve(job, problem, y):
+    def solve(job, problem, y, names):
         sizes.append(len(y))
         return untouched(y)
 
@@ -88,7 +88,8 @@ def test_what_samplers_tell_is_kept(field, inputs, tmp_path):
     save = ("estimate", "std", "quantiles", "samples")
     reconstruct_many(operator, inputs, tmp_path, field, save=save, quantiles=(0.1, 0.9), batch=24, **options)
     y = torch.stack([torch.from_numpy(np.load(path)) for path in sorted(inputs.iterdir())])
-    result = emprior.solve(operator, y, field, **options)
+    seeds = [item_seed(0, path.stem) for path in sorted(inputs.iterdir())]
+    result = emprior.solve(operator, y, field, seed=seeds, **options)
     truth = {"std": result.std, "quantiles": result.quantile([0.1, 0.9]).movedim(1, 0)}
     truth |= {"samples": result.samples.movedim(1, 0), ".": result.estimate}
     for name, tensor in truth.items():
@@ -124,7 +125,8 @@ def test_bits_are_those_of_the_solver(field, inputs, tmp_path):
     y = torch.stack([torch.from_numpy(np.load(path)) for path in sorted(inputs.iterdir())])
     options = {name: QUICK[name] for name in ("method", "steps")}
     for start in range(0, 24, 8):
-        result = emprior.solve(make_operator("blur"), y[start : start + 8], field, **options)
+        seeds = [item_seed(0, f"i{index:02d}") for index in range(start, start + 8)]
+        result = emprior.solve(make_operator("blur"), y[start : start + 8], field, seed=seeds, **options)
         for row in range(8):
             assert np.array_equal(result.estimate[row].numpy(), found[f"i{start + row:02d}"])
 

@@ -333,3 +333,19 @@ def test_import_is_light():
     code = f"import sys, emprior; emprior.solve; emprior.Result; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_each_image_may_have_a_seed_of_its_own(field):
+    operator = make_operator("blur")
+    y = operator(field.sample(3, seed=1))
+    options = {"prior": field, "method": "mala", "steps": 20}
+    own = emprior.solve(operator, y, seed=[4, 5, 4], **options)
+    assert own.config["seed"] == [4, 5, 4]
+    for image, seed in enumerate([4, 5, 4]):
+        alone = emprior.solve(operator, y[image : image + 1], seed=seed, **options)
+        assert torch.allclose(own.samples[:, image], alone.samples[:, 0], rtol=1e-10, atol=1e-12)
+    assert not torch.equal(own.samples[:, 1], emprior.solve(operator, y, seed=4, **options).samples[:, 1])
+    with pytest.raises(ValueError, match="there are 2 seeds for 3 images"):
+        emprior.solve(operator, y, seed=[1, 2], **options)
+    with pytest.raises(TypeError, match="expected an integer, or one for each image"):
+        emprior.solve(operator, y, seed="abc", **options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from emprior.batch.cluster import Dask
 from emprior.batch.engines import Engine, Local
 from emprior.batch.items import Folder, Item, Source, Table
+from emprior.batch.job import item_seed
 from emprior.batch.preview import Preview
 from emprior.batch.reconstruct import reconstruct_many
 from emprior.batch.run import Summary
@@ -26,5 +27,6 @@ __all__ = [
     "Stack",
     "Summary",
     "Table",
+    "item_seed",
     "reconstruct_many",
 ]

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from emprior.result import VECTORS, Result
 from emprior.status import Status
 
 logger = logging.getLogger("emprior")
+
+Row = TypeVar("Row")
 
 BROKEN = (Status.DIVERGED, Status.NON_FINITE)
 """How an image ends that has no reconstruction."""
@@ -134,27 +136,27 @@ def solve_items(job: Job, items: Sequence[Item]) -> list[Kept]:
     return [out[index] for index in range(len(items))]
 
 
-def attempt(call: Callable[[Tensor], Result], ys: Mapping[int, Tensor], size: int) -> dict[int, Outcome]:
+def attempt(call: Callable[[list[Row]], Result], rows: Mapping[int, Row], size: int) -> dict[int, Outcome]:
     r"""Solves a batch of `size` images of which some places are taken, and finds those that make it fail.
 
     The first image stands in at every other place. A batch that fails is halved, each half in a batch of the full size,
     until the one to blame is left; that one is tried in a batch of its own size, 1, before it is given up.
 
     Arguments:
-        call: Solves for measurements `(size, *measured)`.
-        ys: Measurements of one shape by their places, each below `size`.
+        call: Solves for `size` rows, measurements of one shape with whatever belongs to them.
+        rows: The rows by their places, each below `size`.
         size: The number of images in the batch.
 
     Raises:
         KeyboardInterrupt: The solver was interrupted.
     """
-    places, first = list(ys), next(iter(ys.values()))
+    places, first = list(rows), next(iter(rows.values()))
     try:
-        result = call(torch.stack([ys.get(place, first) for place in range(size)]))
+        result = call([rows.get(place, first) for place in range(size)])
     except Exception as error:
         if len(places) > 1:
             halves = places[: len(places) // 2], places[len(places) // 2 :]
-            return {k: v for half in halves for k, v in attempt(call, {p: ys[p] for p in half}, size).items()}
+            return {k: v for half in halves for k, v in attempt(call, {p: rows[p] for p in half}, size).items()}
         return {places[0]: error if size == 1 else _alone(call, first)}
     statuses = result.diagnostics.status
     if Status.INTERRUPTED in statuses:
@@ -164,28 +166,33 @@ def attempt(call: Callable[[Tensor], Result], ys: Mapping[int, Tensor], size: in
     for place in places:
         if statuses[place] in BROKEN:
             broken = FloatingPointError(statuses[place].value)
-            out[place] = broken if size == 1 else _alone(call, ys[place])
+            out[place] = broken if size == 1 else _alone(call, rows[place])
     return out
 
 
-def _alone(call: Callable[[Tensor], Result], y: Tensor) -> Outcome:
-    return attempt(call, {0: y}, 1)[0]
+def _alone(call: Callable[[list[Row]], Result], row: Row) -> Outcome:
+    return attempt(call, {0: row}, 1)[0]
 
 
 def _batch(job: Job, problem: str, items: Mapping[int, Item]) -> dict[int, Kept]:
     r"""Solves for items of one problem: a full batch, or, where items name theirs, a power of two of images."""
     outcomes: dict[int, Outcome] = {}
-    alike: dict[tuple[Any, ...], dict[int, Tensor]] = {}
+    alike: dict[tuple[Any, ...], dict[int, tuple[Tensor, str]]] = {}
     indices = list(items)
     for place, index in enumerate(indices):
         y = _read(job, items[index])
         if isinstance(y, Exception):
             outcomes[index] = y
         else:
-            alike.setdefault((y.shape, y.dtype), {})[place] = y
+            alike.setdefault((y.shape, y.dtype), {})[place] = y, items[index].id
     size = min(job.batch, 1 << (len(items) - 1).bit_length()) if problem else job.batch
-    for ys in alike.values():
-        solved = attempt(lambda y: job.solve(problem, y), ys, size)
+
+    def call(rows: list[tuple[Tensor, str]]) -> Result:
+        ys, names = zip(*rows, strict=True)
+        return job.solve(problem, torch.stack(ys), names)
+
+    for rows in alike.values():
+        solved = attempt(call, rows, size)
         outcomes |= {indices[place]: outcome for place, outcome in solved.items()}
     return {index: _kept(job, items[index], outcome) for index, outcome in outcomes.items()}
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from emprior._check import check_positive, nearest
+from emprior._noise import derive_seed
 from emprior._solve import solve
 from emprior.batch.items import Item, Source
 from emprior.batch.sinks import OUTPUTS, Files, Sink
@@ -101,8 +102,8 @@ class Job:
                 "Use a method that samples, such as 'posterior', or keep the estimate alone."
             )
 
-    def solve(self, problem: str, y: Tensor) -> Result:
-        r"""Solves for images `(B, *measured)` of one problem, `""` for that of the whole batch."""
+    def solve(self, problem: str, y: Tensor, names: Sequence[str]) -> Result:
+        r"""Solves for images `(B, *measured)` of items of one problem, `""` for that of the whole batch."""
         operator = self._operator(problem)
         y = y.to(self.device)
         return solve(
@@ -114,7 +115,7 @@ class Job:
             samples=self.samples,
             sigma=self.sigma,
             steps=self.steps,
-            seed=self.seed,
+            seed=[item_seed(self.seed, name) for name in names],
             progress=False,
         )
 
@@ -209,3 +210,8 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def item_seed(seed: int, name: str) -> int:
+    r"""Returns the seed of an item of a batch with a seed of its own: `emprior.solve` with it gives the same result."""
+    return derive_seed(seed, "item", name)

@@ -67,7 +67,8 @@ def reconstruct_many(
     finish, a second one drops them. A lost worker's chunk is given to another. It is safe against the end of
     processes; a power failure may take the last chunks' pixels, which only a file system that was synced keeps.
 
-    Randomness depends on the seed and the item's measurements alone. The last bits depend on the number of images
+    Randomness depends on the seed, the item's name and its measurements alone: `emprior.batch.item_seed` gives the
+    seed with which `emprior.solve` does the same. The last bits depend on the number of images
     that are solved at a time, so every call of the solver holds the same number, with an item repeated where one
     lacks. Results of equal lists and options are then equal bit for bit on CPUs of one kind with as many threads,
     whatever the engine, the number of workers, the shards, the interruptions, and the items that fail beside them.
