@@ -64,6 +64,7 @@ def chains(
         weight=_numbers(accounts, "weight"),
         weight_std=_numbers(accounts, "weight_std"),
         verdict=tuple(str(verdict) for verdict in _verdicts(accounts, posterior, mean, settings)),
+        chains=tuple(account.trace for account in accounts),
     )
     samples = torch.stack([account.samples for account in accounts], dim=1)
     sketches = tuple(account.sketch for account in accounts)

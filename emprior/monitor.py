@@ -19,6 +19,9 @@ from emprior.solvers.base import Observer
 REMEMBERED = 32
 """The most states of the burn-in that are kept, to find principal components from."""
 
+RECORDS = 500
+"""The most draws of each chain whose energy is kept."""
+
 PATIENCE = 1.2
 """The factor by which chains grow from one judgement to the next."""
 
@@ -37,6 +40,7 @@ class Account:
         numbers: The mean over draws and chains of what else was known, by name.
         spreads: Its standard deviation.
         met: Whether the targets were met.
+        trace: Every few draws, `"draw"`, `(K,)`, and the energy and the data term at them, `(K, S)`.
     """
 
     mean: Image
@@ -48,6 +52,7 @@ class Account:
     numbers: dict[str, float]
     spreads: dict[str, float]
     met: bool
+    trace: dict[str, Tensor]
 
     @property
     def rhat(self) -> float:
@@ -159,4 +164,13 @@ class Monitor(Observer):
             numbers={name: float(trace.mean()) for name, trace in numbers.items()},
             spreads={name: float(trace.std()) for name, trace in numbers.items()},
             met=met,
+            trace=_thinned(numbers),
         )
+
+
+def _thinned(numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Returns every few draws of the energy and the data term, `(K, S)`, with `K` at most `RECORDS`."""
+    every = {name: numbers[name] for name in ("energy", "fidelity") if name in numbers}
+    count = len(every["energy"])
+    kept = torch.arange(0, count, -(-count // RECORDS))
+    return {"draw": kept + 1} | {name: trace[kept] for name, trace in every.items()}

@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,19 +19,18 @@ from torch import Tensor
 
 from emprior._check import check_level
 from emprior._files import CURE, replaced, sha256
+from emprior._saved import ARRAYS, FILES, FORMAT, HEADER, PLAIN, REPORT, check_config, check_replaceable, own_version
 from emprior._types import Image, PerImage
 from emprior.sketch import Sketch
 from emprior.status import Status
 
 if TYPE_CHECKING:
+    from deepinv.physics import Physics
     from matplotlib.figure import Figure
 
 Holder = TypeVar("Holder", "Diagnostics", "Result")
 
-FORMAT = "emprior result 2"
-HEADER, ARRAYS, PLAIN = "result.json", "arrays.safetensors", ("estimate", "mean", "std", "samples")
 VECTORS = ("residual", "acceptance", "step_size", "rhat", "ess", "draws", "sigma", "sigma_std", "weight", "weight_std")
-FILES = {HEADER, ARRAYS, *(f"{name}.npy" for name in PLAIN)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +55,8 @@ class Diagnostics:
         weight: The weight of the prior that makes the measurements most likely, `(B,)`, where it was estimated.
         weight_std: Its standard deviation by the curvature of the likelihood, `(B,)`; infinite where that shows none.
         verdict: For each image, whether its samples can be believed, and if not, why and what to do.
+        chains: For each image, up to 500 draws after the burn-in: the entry `"draw"` `(K,)` counts them, and
+            `"energy"` and `"fidelity"` `(K, S)` hold the energy and the data term of each chain in nats.
         gradient_evaluations: How often :math:`\nabla E` of the prior was evaluated, per image and chain.
         seconds: The wall time.
     """
@@ -74,6 +74,7 @@ class Diagnostics:
     weight: PerImage | None = None
     weight_std: PerImage | None = None
     verdict: tuple[str, ...] = ()
+    chains: tuple[dict[str, Tensor], ...] = ()
     gradient_evaluations: int = 0
     seconds: float = 0.0
 
@@ -157,13 +158,26 @@ class Result:
 
         return figure(self, index, truth)
 
+    def report(
+        self, path: str | os.PathLike[str], *, truth: Image | None = None, operator: Physics | None = None
+    ) -> None:
+        r"""Writes one HTML file that shows all images of the result; see :func:`emprior.report.write_report`."""
+        from emprior.report import write_report
+
+        write_report(self, path, truth=truth, operator=operator)
+
+    def _repr_html_(self) -> str:
+        from emprior.report import snippet
+
+        return snippet(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         r"""Saves the result as a folder, whole or not at all.
 
         `result.json` holds the configuration, the status and the diagnostics, and `arrays.safetensors`
         every tensor. Copies for other programs are `estimate.npy`, `mean.npy`, `std.npy` and
-        `samples.npy`, with bfloat16 widened to float32. An earlier result in `path` is replaced; other
-        files beside it stay.
+        `samples.npy`, with bfloat16 widened to float32. An earlier result in `path` is replaced, and a
+        `report.html` of it goes; other files beside it stay.
 
         Raises:
             FileExistsError: `path` is a file, or a folder that holds something but no result.
@@ -172,9 +186,9 @@ class Result:
         """
         folder = Path(path).resolve()
         check_replaceable(path)
-        _check_config(self.config, "config")
+        check_config(self.config, "config")
         try:
-            with replaced(folder, FILES) as fresh:
+            with replaced(folder, FILES | {REPORT}) as fresh:
                 _write(self, fresh)
         except (OSError, SafetensorError) as error:
             raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}. {CURE}") from error
@@ -217,6 +231,8 @@ def _each(holder: Holder, change: Callable[[Tensor], Tensor]) -> Holder:
             changed[field.name] = tuple(sketch.map(change) for sketch in value)
         elif field.name == "trace":
             changed[field.name] = {name: change(entry) for name, entry in value.items()}
+        elif field.name == "chains":
+            changed[field.name] = tuple({name: change(entry) for name, entry in trace.items()} for trace in value)
     return replace(holder, **changed)
 
 
@@ -225,6 +241,8 @@ def _write(result: Result, folder: Path) -> None:
     parts = {name: getattr(result, name) for name in ("estimate", "samples", "mean", "std", "measurement")}
     parts |= {name: getattr(run, name) for name in VECTORS}
     parts |= {f"trace/{name}": entry for name, entry in run.trace.items()}
+    for index, chain in enumerate(run.chains):
+        parts |= {f"chain/{index}/{name}": entry for name, entry in chain.items()}
     for index, sketch in enumerate(result.sketches):
         parts |= {f"sketch/{index}/{name}": entry for name, entry in sketch.state_dict().items()}
     tensors = {name: part.detach().cpu() for name, part in parts.items() if part is not None}
@@ -248,8 +266,9 @@ def _write(result: Result, folder: Path) -> None:
         "seconds": run.seconds,
         "trace": list(run.trace),
         "sketches": len(result.sketches),
+        "chains": len(run.chains),
         "complex": complexes,
-        "versions": {"emprior": _version(), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"emprior": own_version(), "torch": torch.__version__, "python": platform.python_version()},
         "sha256": sha256(folder / ARRAYS),
     }
     (folder / HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
@@ -274,61 +293,19 @@ def _read(folder: Path) -> Result:
             **{name: tensors.get(name) for name in VECTORS[1:]},
             residual=tensors["residual"],
             verdict=tuple(header["verdict"]),
+            # results of before chains were kept have none
+            chains=tuple(_under(tensors, f"chain/{index}/") for index in range(header.get("chains", 0))),
             gradient_evaluations=header["gradient_evaluations"],
             seconds=header["seconds"],
         ),
         status=Status[header["status"]],
         config=header["config"],
         measurement=tensors.get("measurement"),
-        sketches=tuple(_sketch(tensors, f"sketch/{index}/") for index in range(header["sketches"])),
+        sketches=tuple(
+            Sketch.from_state_dict(_under(tensors, f"sketch/{index}/")) for index in range(header["sketches"])
+        ),
     )
 
 
-def _sketch(tensors: Mapping[str, Tensor], prefix: str) -> Sketch:
-    return Sketch.from_state_dict(
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    )
-
-
-def check_replaceable(path: str | os.PathLike[str]) -> None:
-    r"""Raises unless :meth:`Result.save` may fill `path`: nothing, an empty folder or an earlier result.
-
-    Raises:
-        FileExistsError: `path` is a file, or a folder that holds something but no result.
-    """
-    folder = Path(path)
-    if folder.exists() and not (folder.is_dir() and (_is_result(folder) or not any(folder.iterdir()))):
-        raise FileExistsError(
-            f"{path} already holds something that is not a saved result, and it was left alone. "
-            "Give a new or an empty folder, or one that Result.save wrote."
-        )
-
-
-def _is_result(folder: Path) -> bool:
-    try:
-        return json.loads((folder / HEADER).read_text(encoding="utf-8"))["format"].startswith("emprior result")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _check_config(value: object, where: str) -> None:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {key!r}, which JSON would turn into a string. Use str({key!r}).")
-            _check_config(entry, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for index, entry in enumerate(value):
-            _check_config(entry, f"{where}[{index}]")
-    elif not isinstance(value, str | int | float | None):
-        raise TypeError(
-            f"{where} is a {type(value).__name__}, which JSON cannot hold. "
-            "Give str, int, float, bool, None, or lists and dicts of them."
-        )
-
-
-def _version() -> str:
-    try:
-        return version("emprior")
-    except PackageNotFoundError:
-        return "unknown"
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -178,7 +178,16 @@ def test_help_needs_no_torch():
         (["evaluate", "generation", "--images", ".", "--prior", "nosuch"], ["unknown prior or denoiser 'nosuch'"]),
         (["evaluate", "generation", "--images", ".", "--prior", "cifar10-features"], [NO_PRIOR[:-1], "or denoiser."]),
         (["evaluate", "generation", "--images", ".", "--inception", "nosuch.pt"], ["no Inception network nosuch.pt"]),
-        ([*DENOISING, *SAMPLE, "--weight", "nan"], ["--weight: expected a positive number, got 'nan'"]),
+        ([*DENOISING, *SAMPLE, "--weight", "nan"], ["--weight: expected a positive number or 'estimate', got 'nan'"]),
+        ([*DENOISING, *SAMPLE, "--weight", "guess"], ["--weight: expected a positive number or 'estimate'", "'guess'"]),
+        (
+            [*DENOISING, *SAMPLE, "--weight", "estimate", "--sigma", "estimate"],
+            ["sigma and weight cannot be estimated at once"],
+        ),
+        (
+            [*DENOISING, *SAMPLE, "--method", "flow", "--sigma", "estimate"],
+            ["'flow' cannot estimate sigma. Use one of:"],
+        ),
         ([*DENOISING, *SAMPLE, "--sigma", "-1"], ["--sigma: expected"]),
         ([*DENOISING, *SAMPLE, "--frobnicate"], ["--frobnicate"]),
         ([*DENOISING, *SAMPLE, "--method", "malla"], ["'malla'", "Did you mean 'mala'", "flow"]),
@@ -288,6 +297,21 @@ def test_solve_reaches_the_verb_with_its_options(call, prior, monkeypatch):
     figures = json.loads(printed)
     assert figures["sigma"] == 0.2
     assert abs(figures["residual"] - 1) < 0.5
+
+
+@pytest.mark.parametrize(("name", "other"), [("sigma", "weight"), ("weight", "sigma")])
+def test_solve_tells_its_estimates(call, prior, tmp_path, name, other):
+    out, known = tmp_path / "out", {"sigma": load_problem("cifar10/denoising").sigma, "weight": 1.0}
+    options = ["--method", "mala", "--steps", "40", "--samples", "2", f"--{name}", "estimate", "--out", out]
+    code, printed, _ = call(*DENOISING, *SAMPLE, "--prior", prior, *options)
+    assert code == 0
+    figures, found = json.loads((out / "figures.json").read_text()), Result.load(out).diagnostics
+    assert figures[name] == pytest.approx(float(getattr(found, name)))
+    assert f"; {name} {figures[name]:.4g} (" in printed
+    assert f"{name}_std" in figures
+    assert figures[other] == pytest.approx(known[other])
+    assert f"{other}_std" not in figures
+    assert f"; {other} " not in printed
 
 
 def test_a_result_is_the_same_again(call, prior):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import emprior.result
-from emprior.result import Diagnostics, Result, Status, check_replaceable
+from emprior._saved import check_replaceable
+from emprior.result import Diagnostics, Result, Status
 
 CONFIG = {
     "method": "mala",

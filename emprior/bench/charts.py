@@ -1,18 +1,16 @@
-r"""Pictures for the page, as data that a browser shows without asking anybody."""
+r"""Charts for the page."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image as Picture
 
+from emprior._html import data_url
 from emprior.bench.methods.base import KINDS
 from emprior.bench.table import Line, Table
 
@@ -20,9 +18,6 @@ COLOURS = dict(zip(KINDS, ("#0072b2", "#d55e00", "#009e73", "#666666"), strict=T
 MARKERS = dict(zip(KINDS, ("o", "^", "s", "D"), strict=True))
 SIZE = (4.6, 3.9)
 STYLE: Any = {"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "emprior", "font.family": "sans-serif"}
-
-SPREAD = "magma"
-"""The colours of errors and standard deviations."""
 
 
 def cost_chart(table: Table) -> str:
@@ -82,24 +77,6 @@ def pareto(lines: Sequence[Line]) -> list[Line]:
     return front
 
 
-def tile(image: np.ndarray) -> str:
-    r"""Returns an image `(C, H, W)` in `[0, 1]` as a PNG."""
-    pixels = np.nan_to_num(image.astype(np.float32)).clip(0, 1)
-    channels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    return _png((255 * channels).round().astype(np.uint8))
-
-
-def spread_tile(image: np.ndarray, peak: float) -> str:
-    r"""Returns a map of errors or deviations `(C, H, W)` as a PNG, from 0 to `peak`."""
-    flat = np.nan_to_num(image.astype(np.float32)).mean(0) / peak
-    return _png((255 * colormaps[SPREAD](flat.clip(0, 1))[..., :3]).round().astype(np.uint8))
-
-
-def scale_tile() -> str:
-    r"""Returns the colours of :func:`spread_tile`, from 0 on the left."""
-    return _png((255 * colormaps[SPREAD](np.linspace(0, 1, 128)[None])[..., :3]).round().astype(np.uint8))
-
-
 def _chart(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -109,14 +86,4 @@ def _chart(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         out = io.BytesIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return _data("image/svg+xml", out.getvalue())
-
-
-def _png(pixels: np.ndarray) -> str:
-    out = io.BytesIO()
-    Picture.fromarray(pixels).save(out, format="PNG", optimize=True)
-    return _data("image/png", out.getvalue())
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return data_url("image/svg+xml", out.getvalue())

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 
+from emprior._html import environment, scale_tile, spread_tile, tile
 from emprior.bench import charts
 from emprior.bench.figures import FIGURES, MAIN
 from emprior.bench.methods import KINDS, METHODS
@@ -57,23 +56,17 @@ def page(shelf: Shelf, records: Sequence[Record]) -> str:
         shelf: Where their arrays are.
         records: The records.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: files("emprior.bench").joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     found = tables(records)
     by_problem = {table.title: [r for r in records if r.problem == table.title] for table in found}
-    return environment.get_template(TEMPLATE).render(
+    template = environment("emprior.bench").get_template(TEMPLATE)
+    return template.render(
         first=records[0],
         head=found[0],
         problems=[(table, strips(shelf, by_problem[table.title])) for table in found if by_problem[table.title]],
         cost=charts.cost_chart(found[0]),
         cover=charts.coverage_chart(found[0]),
         samplers=any("coverage_90" in line.entries for line in found[0].lines),
-        scale=charts.scale_tile(),
+        scale=scale_tile(),
         kinds=KINDS,
         figures=FIGURES,
         main=MAIN,
@@ -139,7 +132,7 @@ def _strip(held: dict[str, dict[str, np.ndarray]], index: int) -> Strip:
     tops = [np.quantile(np.nan_to_num(part.astype(np.float32)).mean(0), 0.98) for part in maps]
     peak = max(1.5 * float(np.median(tops)), 1e-3)
     rows = tuple(_row(method, arrays, truth, index, peak) for method, arrays in held.items())
-    return Strip(charts.tile(truth), charts.tile(first["seen"][index]), rows, f"{peak:.2g}")
+    return Strip(tile(truth), tile(first["seen"][index]), rows, f"{peak:.2g}")
 
 
 def _row(method: str, arrays: dict[str, np.ndarray], truth: np.ndarray, index: int, peak: float) -> Row:
@@ -147,10 +140,10 @@ def _row(method: str, arrays: dict[str, np.ndarray], truth: np.ndarray, index: i
     square = float(np.mean((estimate - truth) ** 2))
     return Row(
         method,
-        charts.tile(estimate),
-        charts.tile(arrays["sample"][index]) if "sample" in arrays else "",
-        charts.spread_tile(np.abs(estimate - truth), peak),
-        charts.spread_tile(arrays["std"][index], peak) if "std" in arrays else "",
+        tile(estimate),
+        tile(arrays["sample"][index]) if "sample" in arrays else "",
+        spread_tile(np.abs(estimate - truth), peak),
+        spread_tile(arrays["std"][index], peak) if "std" in arrays else "",
         f"{-10 * np.log10(square):.2f} dB" if square > 0 else "",
     )
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from emprior.cli import batch, bench, evaluate, priors, problems, profile, sample, solve, train, verify
+from emprior.cli import batch, bench, doctor, evaluate, priors, problems, profile, report, sample, solve, train, verify
 from emprior.cli._common import Parser, UsageError, complain, reporting
 
 EXPECTED = (ValueError, TypeError, OSError, FloatingPointError)
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, help="print the version and exit")
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (solve, batch, sample, train, evaluate, verify, bench, profile, priors, problems):
+    for module in (solve, batch, report, sample, train, evaluate, verify, bench, profile, priors, problems, doctor):
         module.add(commands)
     return parser
 

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from emprior.cli import _input
 from emprior.cli._common import (
+    ESTIMATE,
     UsageError,
     add_command,
     add_device,
     as_json,
     as_usage,
     check_device,
+    check_estimates,
     check_prior,
     check_problem,
+    check_target,
     check_writable,
     complain,
     is_terminal,
-    positive_float,
     positive_int,
+    positive_or_estimate,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +37,13 @@ if TYPE_CHECKING:
 EXAMPLES = """
 emprior solve --problem cifar10/inpainting --input skimage:astronaut --degrade --out astronaut
 emprior solve --problem cifar10/denoising --input noisy.png --method mala --samples 8 --out posterior
+emprior solve --problem cifar10/deblurring --input blurred.png --method posterior --report deblurred.html
+emprior solve --problem cifar10/denoising --input noisy.png --method mala --sigma estimate --out posterior
 emprior solve --problem my_scanner.yaml --input y.npy --prior runs/mine/prior --json
 """
+
+FIGURES = ("residual", "acceptance", "step_size", "rhat", "ess", "sigma", "sigma_std", "weight", "weight_std")
+"""What is told of a run where it is known; an estimate takes the place of what was asked for."""
 
 
 def add(commands: Any) -> None:
@@ -61,11 +69,16 @@ def add(commands: Any) -> None:
         "--samples", type=positive_int, metavar="S", help="chains, or starts of map (1, or 4 of posterior)"
     )
     parser.add_argument("--steps", type=positive_int, metavar="N", help="iterations; by default the method's own")
-    parser.add_argument("--weight", type=positive_float, default=1.0, metavar="W", help="factor of the prior (1)")
-    parser.add_argument("--sigma", type=positive_float, metavar="S", help="noise level, instead of the problem's")
+    parser.add_argument(
+        "--weight", type=positive_or_estimate, default=1.0, metavar="W", help="factor of the prior (1), or estimate"
+    )
+    parser.add_argument(
+        "--sigma", type=positive_or_estimate, metavar="S", help="noise level, instead of the problem's, or estimate"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (0)")
     add_device(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="save the result, figure.png and figures.json there")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write what was found as one HTML file to look at")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
@@ -85,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         method=options.method,
         weight=options.weight,
         samples=options.samples,
+        sigma=ESTIMATE if options.sigma == ESTIMATE else None,
         steps=options.steps,
         seed=options.seed,
         progress=is_terminal(),
@@ -94,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
     figures = measure(result, truth)
     if options.out is not None:
         _save(result, figures, truth, options.out)
+    if options.report is not None:
+        result.report(options.report, truth=truth, operator=problem.operator)
     print(as_json(figures) if options.json else _line(figures))
     return _code(result, options.out)
 
@@ -110,9 +126,7 @@ def measure(result: Result, truth: Tensor | None) -> dict[str, Any]:
     summary = result.diagnostics.summary()
     terms = [name for name in result.diagnostics.trace if name in summary]
     figures["energies"] = {name: summary[name] for name in terms}
-    figures |= {
-        name: summary[name] for name in ("residual", "acceptance", "step_size", "rhat", "ess") if name in summary
-    }
+    figures |= {name: summary[name] for name in FIGURES if name in summary}
     figures["gradient_evaluations"] = result.diagnostics.gradient_evaluations
     figures["seconds"] = result.diagnostics.seconds
     if result.diagnostics.verdict:
@@ -123,7 +137,7 @@ def measure(result: Result, truth: Tensor | None) -> dict[str, Any]:
 def _check(options: argparse.Namespace) -> None:
     r"""Finds what is wrong with the options before anything is computed."""
     from emprior._check import nearest
-    from emprior.result import check_replaceable
+    from emprior._saved import check_replaceable
     from emprior.solvers import METHODS
 
     if options.method not in METHODS:
@@ -132,6 +146,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.steps is not None:
         with as_usage(f"--steps {options.steps}"):
             method.stages(replace(method.settings, steps=options.steps))
+    check_estimates(options)
     check_problem(options.problem)
     _input.check_input(options.input, options.degrade)
     check_prior(options.prior)
@@ -139,13 +154,15 @@ def _check(options: argparse.Namespace) -> None:
         check_writable("--out", options.out, options.out.resolve().parent)
         with as_usage("--out"):
             check_replaceable(options.out)
+    if options.report is not None:
+        check_target("--report", options.report, (".html",), "a report is written")
 
 
 def _problem(options: argparse.Namespace) -> Problem:
     from emprior.problem import load_problem
 
     problem = load_problem(options.problem)
-    if options.sigma is None:
+    if options.sigma in (None, ESTIMATE):
         return problem
 
     from deepinv.physics import GaussianNoise
@@ -171,6 +188,7 @@ def _line(figures: dict[str, Any]) -> str:
         f"PSNR {figures['psnr']:.2f} dB" if "psnr" in figures else "",
         f"SSIM {figures['ssim']:.3f}" if "ssim" in figures else "",
         f"residual {figures['residual']:.3f} sigma",
+        *(_estimated(figures, name) for name in ("sigma", "weight")),
         f"energy {energies['energy']:.4g} ({', '.join(parts)})" if "energy" in energies else "",
         f"acceptance {figures['acceptance']:.2f}" if "acceptance" in figures else "",
         f"{figures['gradient_evaluations']} gradients",
@@ -182,12 +200,18 @@ def _line(figures: dict[str, Any]) -> str:
     return f"{title}: {'; '.join(entry for entry in entries if entry)}"
 
 
+def _estimated(figures: dict[str, Any], name: str) -> str:
+    r"""Returns an estimate with its standard deviation in brackets, or nothing of what was known."""
+    std = figures.get(f"{name}_std")
+    return "" if std is None else f"{name} {figures[name]:.4g} ({std:.2g})"
+
+
 def _code(result: Result, out: Path | None) -> int:
     from emprior.result import Status
 
     if result.status.ok:
         return 0
-    if result.status is Status.EXHAUSTED:
+    if result.status in (Status.EXHAUSTED, Status.UNMIXED):
         logging.getLogger("emprior").warning("%s", result.status.value)
         return 0
     kept = f" The result is saved in {out} all the same." if out is not None else ""
