@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from emprior.train.config import Config, Data, Train, Transport
+from emprior.train.distributed import World
 from emprior.train.stream import Stream
 
 CONFIG = Config(data=Data(flip=False), train=Train(batch_size=6), transport=Transport(skew=1.0))
@@ -44,9 +45,35 @@ def test_a_batch_depends_on_its_iteration_alone(images):
     for step in (2, 0, 1):
         again = other.at(step)
         assert all(torch.equal(getattr(again, name), getattr(batches[step], name)) for name in ("x1", "x0", "s"))
-        assert torch.equal(again.random.get_state(), batches[step].random.get_state())
+        assert torch.equal(again.random.uniform(3), batches[step].random.uniform(3))
     reseeded = Stream(replace(CONFIG, train=replace(CONFIG.train, seed=1)), images, coupled=True, near=NEAR)
     assert not torch.equal(reseeded.at(0).x0, batches[0].x0)
+
+
+def grouped(groups):
+    return replace(CONFIG, data=Data(), train=replace(CONFIG.train, batch_size=12, groups=groups))
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_each_group_is_paired_at_the_least_cost(images, step):
+    drawn = Stream(grouped(2), images, coupled=False, near=NEAR).at(step)
+    paired = Stream(grouped(2), images, coupled=True, near=NEAR).at(step)
+    for group in range(2):
+        far = torch.nonzero(drawn.s[group::2] > NEAR).flatten() * 2 + group
+        orders = [drawn.x0[list(order)] for order in itertools.permutations(far.tolist())]
+        assert cost(paired.x0[far], drawn.x1[far]) == pytest.approx(min(cost(x0, drawn.x1[far]) for x0 in orders))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_process_takes_the_rows_of_its_groups(images, processes, monkeypatch):
+    whole = [Stream(grouped(4), images, coupled=True, near=NEAR).at(step) for step in (0, 3)]
+    for rank in range(processes):
+        monkeypatch.setattr(World, "current", lambda rank=rank: World(rank, processes))
+        stream = Stream(grouped(4), images, coupled=True, near=NEAR)
+        for step, batch in zip((0, 3), whole, strict=True):
+            part = stream.at(step)
+            for name in ("x1", "x0", "s"):
+                assert torch.equal(getattr(part, name), getattr(batch, name)[rank::processes]), name
 
 
 def test_noise_fractions_follow_the_skew(images):

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from emprior.train import check_config
-from emprior.train.config import Config, Train, apply_override, build
+from emprior.train.config import Config, Train
+from emprior.train.parse import apply_override, build
 
 
 def load(tmp_path, text, overrides=()):
@@ -93,6 +94,10 @@ def test_missing_file(tmp_path):
     [
         ("train.batch_size=0", "train.batch_size is 0, expected a number at least 1: --set train.batch_size="),
         ("train.log_every=0", "train.log_every is 0"),
+        ("train.groups=0", "train.groups is 0, expected a number at least 1, or null: --set train.groups="),
+        ("train.accumulate=0", "train.accumulate is 0, expected a number at least 1"),
+        ("train.groups=3", r"train.batch_size is 128, .* among 3 groups \(train.groups\): --set train.batch_size=129"),
+        ("train.accumulate=3", r"among 3 pieces \(processes times train.accumulate\): --set train.batch_size=129"),
         ("train.precision=fp16", r"train.precision is 'fp16', which is unknown. Did you mean 'bf16'\?"),
         ("contrast.negatives=repaly", r"contrast.negatives .* Did you mean 'replay'\?"),
         ("net.architecture=locl", r"net.architecture .* Did you mean 'local'\?"),
@@ -127,6 +132,21 @@ def test_shares_of_processes_are_whole(key):
     apply_override(tree, f"{key}=130")
     with pytest.raises(ValueError, match=rf"{key} is 130, which does not divide among 4 processes: --set {key}=128"):
         check_config(build(Config, tree, "defaults"), processes=4)
+
+
+def test_groups_are_shared_by_processes_and_pieces():
+    tree = Config().to_dict()
+    for setting in ("data.source=somewhere", "train.groups=6", "contrast.chains=192", "train.accumulate=2"):
+        apply_override(tree, setting)
+    with pytest.raises(ValueError, match=r"in 6 groups, .* to 4 processes.* --set train.groups=12"):
+        check_config(build(Config, tree, "defaults"), processes=4)
+    with pytest.raises(ValueError, match=r"batch_size is 128, .* among 6 groups .*: --set train.batch_size=132"):
+        check_config(build(Config, tree, "defaults"), processes=2)
+    apply_override(tree, "train.batch_size=132")
+    with pytest.raises(ValueError, match=r"contrast.batch_size is 128, .*: --set contrast.batch_size=132"):
+        check_config(build(Config, tree, "defaults"), processes=2)
+    apply_override(tree, "contrast.batch_size=132")
+    check_config(build(Config, tree, "defaults"), processes=2)
 
 
 def test_a_denoiser_has_no_contrast_and_no_potential():

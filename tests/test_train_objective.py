@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -10,6 +11,8 @@ from torch import nn
 from emprior.interpolant import EnergyMatching
 from emprior.train.config import Contrast
 from emprior.train.derivative import gradient_of
+from emprior.train.draws import Draws
+from emprior.train.gradients import Pieces, WholeBatch, in_pieces
 from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin, view_noise
 from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
@@ -17,6 +20,10 @@ from emprior.train.pairing import optimal_pairing
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def draws(seed=0):
+    return Draws([generator(seed)])
 
 
 def normal(*shape, seed=0):
@@ -102,6 +109,46 @@ def test_both_terms_add_up():
     torch.testing.assert_close(total.detach(), terms["transport"] + terms["contrast"])
 
 
+@pytest.mark.parametrize(("trim", "clamp"), [(0.0, 1e9), (0.4, 1e9), (0.4, 0.3)])
+def test_groups_are_contrasted_for_themselves(trim, clamp):
+    above, below = normal(6, 1, 1, 1), normal(15, 1, 1, 1, seed=1)
+    settings = {"strength": 0.5, "trim": trim, "clamp": clamp}
+    whole = GradientMatchingLoss(FirstPixel(), EnergyMatching(), groups=3, **settings)
+    alone = GradientMatchingLoss(FirstPixel(), EnergyMatching(), **settings)
+    parts = [alone.contrast(above[group::3], below[group::3]) for group in range(3)]
+    if clamp < 1:
+        assert 1 <= sum(float(contrast) == -clamp for contrast, _ in parts) <= 2
+    for found, expected in zip(whole.contrast(above, below), zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("clamp", [1e9, 0.3])
+def test_pieces_have_the_gradient_of_the_whole_batch(count, groups, clamp):
+    x1, x0, s = normal(6, 1, 2, 2), normal(6, 1, 2, 2, seed=1), torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    pair = normal(12, 1, 2, 2, seed=2), normal(12, 1, 2, 2, seed=3) * torch.linspace(0.75, 3, 12)[:, None, None, None]
+    found = []
+    for kind, *arguments in ((WholeBatch,), (Pieces, count)):
+        for batch in ((x1, x0, s), (x1, x0, s, *pair)):
+            potential = Quadratic(1.3)
+            loss = GradientMatchingLoss(potential, EnergyMatching(), strength=0.3, trim=0.3, clamp=clamp, groups=groups)
+            terms = kind(loss, False, contextlib.nullcontext, *arguments)(*batch)
+            found.append({**terms, "slope": potential.factor.grad})
+            if kind is Pieces:
+                assert max(map(len, potential.seen)) == 24 // count if len(batch) > 3 else 6 // count
+    for whole, pieces in zip(found[:2], found[2:], strict=True):
+        assert whole.keys() == pieces.keys()
+        for name in whole:
+            torch.testing.assert_close(pieces[name], whole[name], rtol=1e-12, atol=1e-14)
+    assert (found[0]["slope"] == found[1]["slope"]) == (clamp < 1 and groups == 1)
+
+
+def test_a_gradient_in_pieces_is_the_gradient():
+    x = normal(7, 1, 2, 2)
+    torch.testing.assert_close(in_pieces(slope(2.0), 3)(x), 2 * x)
+
+
 def test_pairing_is_optimal():
     for seed in range(5):
         x0, x1 = normal(5, 1, 2, 2, seed=seed), normal(5, 1, 2, 2, seed=seed + 100)
@@ -120,7 +167,7 @@ def test_langevin_has_its_exact_biased_variance():
     k, h, epsilon, steps, count = 2.0, 0.3, 0.5, 12, 40_000
     x = torch.zeros(count, 1, 1, 1, dtype=torch.float64)
     temperature = torch.full((steps,), epsilon, dtype=torch.float64)
-    x = langevin(slope(k), x, temperature, h, generator()).flatten()
+    x = langevin(slope(k), x, temperature, h, draws()).flatten()
     variance = epsilon / (k * (1 - h * k / 2)) * (1 - (1 - h * k) ** (2 * steps))
     error = variance * (2 / count) ** 0.5
     assert abs(float(x.square().mean()) - variance) < 4 * error
@@ -129,7 +176,7 @@ def test_langevin_has_its_exact_biased_variance():
 
 def test_langevin_at_temperature_zero_is_descent():
     x = normal(3, 1, 2, 2)
-    end = langevin(slope(2.0), x, torch.zeros(5, dtype=torch.float64), 0.1, generator())
+    end = langevin(slope(2.0), x, torch.zeros(5, dtype=torch.float64), 0.1, draws())
     torch.testing.assert_close(end, 0.8**5 * x)
     assert not end.requires_grad
 
@@ -146,7 +193,7 @@ def test_replay_changes_only_the_rows_it_draws():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.0, views=0.5)
     before = normal(20, 4, 1, 2, 2)
     buffer = replay(settings, before.clone())
-    origins, drawn = buffer.draw(slope(), normal(4, 1, 2, 2), generator())
+    origins, drawn = buffer.draw(slope(), normal(4, 1, 2, 2), draws())
     changed = (buffer.chains != before).flatten(1).any(1)
     assert int(changed.sum()) == 6
     assert rows(buffer.chains[changed, 1]) == rows(origins)
@@ -157,7 +204,7 @@ def test_replay_changes_only_the_rows_it_draws():
 def test_replay_restarts_from_data_and_keeps_it_beside():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=1, step_size=1e-12, restart=1.0)
     data = 100 + normal(4, 1, 2, 2)
-    origins, drawn = replay(settings, normal(20, 4, 1, 2, 2)).draw(slope(), data, generator())
+    origins, drawn = replay(settings, normal(20, 4, 1, 2, 2)).draw(slope(), data, draws())
     torch.testing.assert_close(drawn, origins, rtol=0, atol=1e-5)
     assert torch.cdist(origins.flatten(1), data.flatten(1)).min(1).values.max() == 0
 
@@ -165,7 +212,7 @@ def test_replay_restarts_from_data_and_keeps_it_beside():
 def test_replay_gives_its_origins_thermal_noise_and_keeps_them_clean():
     settings = Contrast(chains=4000, batch_size=4000, langevin_steps=1, restart=0.0)
     buffer = replay(settings, torch.ones(4000, 4, 1, 1, 1, dtype=torch.float64), thermal=0.3)
-    origins, _ = buffer.draw(slope(), torch.zeros(4, 1, 1, 1), generator())
+    origins, _ = buffer.draw(slope(), torch.zeros(4, 1, 1, 1), draws())
     assert abs(float(origins.mean()) - 1) < 4 * 0.3 / 4000**0.5
     assert abs(float(origins.std()) - 0.3) < 4 * 0.3 / 8000**0.5
     assert (buffer.chains[:, 1] == 1).all()
@@ -177,7 +224,7 @@ def test_chains_age_by_shares_before_their_first_use():
     before = normal(6, 4, 1, 2, 2)
     before[:, 3] = 0
     buffer = ReplayBuffer(settings, 0.0, 0.0, view_noise(settings), before.clone())
-    buffer.age(slope(), generator())
+    buffer.age(slope(), draws())
     steps = torch.tensor([3, 3, 6, 6, 9, 9], dtype=torch.float64)[:, None, None, None]
     torch.testing.assert_close(buffer.chains[:, 0], 0.95 * 0.9 ** (steps - 1) * before[:, 0])
     assert torch.equal(buffer.chains[:, 1:3], before[:, 1:3])
@@ -189,7 +236,7 @@ def test_replay_chains_have_the_variance_of_the_density_whatever_their_step(step
     k, epsilon, count = 2.0, 0.1, 40_000
     settings = Contrast(chains=count, batch_size=count, langevin_steps=steps, step_size=step_size, momentum=momentum)
     buffer = replay(settings, torch.zeros(count, 4, 1, 1, 1, dtype=torch.float64))
-    _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
+    _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), draws())
     assert abs(float(x.square().mean()) - epsilon / k) < 4 * epsilon / k * (2 / count) ** 0.5
 
 
@@ -200,7 +247,7 @@ def test_momentum_crosses_a_flat_density_sooner():
     for momentum in (0.0, c):
         settings = Contrast(chains=count, batch_size=count, langevin_steps=steps, step_size=h, momentum=momentum)
         buffer = replay(settings, torch.zeros(count, 4, 1, 1, 1, dtype=torch.float64))
-        _, x = buffer.draw(slope(0.0), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
+        _, x = buffer.draw(slope(0.0), torch.zeros(1, 1, 1, 1, dtype=torch.float64), draws())
         spread.append(float(x.var()) / (2 * steps * h * 0.1))
     assert abs(spread[0] - 1) < 0.05
     assert 0.85 * (1 + c) / (1 - c) < spread[1] < (1 + c) / (1 - c)
@@ -213,7 +260,7 @@ def test_replay_chains_follow_the_posterior_of_their_views():
         chains=count, batch_size=count, langevin_steps=40, step_size=0.2, restart=1.0, views=1.0, noise=(0.2, 0.2)
     )
     buffer = replay(settings, torch.zeros(count, 4, 1, 1, 1, dtype=torch.float64))
-    buffer.draw(slope(k), torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64), generator())
+    buffer.draw(slope(k), torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64), draws())
     views = buffer.chains[:, 2].flatten()
     assert abs(float(views.mean()) - 0.7) < 4 * sigma / count**0.5
     assert abs(float(views.std()) - sigma) < 4 * sigma / (2 * count) ** 0.5
@@ -222,7 +269,7 @@ def test_replay_chains_follow_the_posterior_of_their_views():
         chains=count, batch_size=count, langevin_steps=40, step_size=0.2, restart=0.0, views=1.0, noise=(0.2, 0.2)
     )
     buffer = replay(settings, buffer.chains)
-    _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), generator())
+    _, x = buffer.draw(slope(k), torch.zeros(1, 1, 1, 1, dtype=torch.float64), draws())
     precision = k / epsilon + sigma**-2
     total = sigma**2 * (1 / sigma**2 / precision) ** 2 + 1 / precision
     assert abs(float(x.mean()) - 0.7 / sigma**2 / precision) < 4 * (total / count) ** 0.5
@@ -242,7 +289,7 @@ def test_a_share_of_the_chains_is_given_views_of_all_noise_levels():
 def test_replay_is_deterministic():
     settings = Contrast(chains=20, batch_size=6, langevin_steps=3, restart=0.5, views=0.5)
     one, two = (
-        replay(settings, normal(20, 4, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), generator(3))
+        replay(settings, normal(20, 4, 1, 2, 2), 0.2).draw(slope(), normal(4, 1, 2, 2, seed=9), draws(3))
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -254,7 +301,7 @@ def test_fresh_chains_follow_the_schedule():
     settings = Contrast(batch_size=count, langevin_steps=steps, step_size=h, tau_star=tau)
     potential = Quadratic(0.0)
     data = torch.full((3, 1, 1, 1), 7.0)
-    end = fresh_negatives(settings, epsilon, gradient_of(potential, compiled=False), data, generator()).flatten()
+    end = fresh_negatives(settings, epsilon, gradient_of(potential, compiled=False), data, draws()).flatten()
     path = torch.stack([*(x.flatten() for x in potential.seen), end]).double()
     assert torch.equal(path[0, count // 2 :], torch.full((count - count // 2,), 7.0, dtype=torch.float64))
     jumps = path.diff(dim=0)

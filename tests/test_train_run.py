@@ -18,8 +18,8 @@ from emprior.hub import Card, load_prior, verify_prior
 from emprior.interpolant import EnergyMatching
 from emprior.priors.network import NetworkPrior
 from emprior.train import Config, Trainer, export_prior, run_training
-from emprior.train.config import build
 from emprior.train.evaluate import chain, denoising_psnr, drift
+from emprior.train.parse import build
 
 
 def settings(folder, **sections):

@@ -12,6 +12,7 @@ import torch
 from emprior._noise import generator
 from emprior.interpolant import OBJECTIVES
 from emprior.train.config import Config, Contrast, Data, Density, Net, Train, Transport
+from emprior.train.distributed import World
 from emprior.train.trainer import Trainer
 
 CONFIG = Config(
@@ -45,8 +46,8 @@ def states(trainer):
     yield from ((f"average.{key}", value) for key, value in trainer.average.state_dict().items())
     for index, moments in trainer.optimizer.state_dict()["state"].items():
         yield from ((f"{index}.{key}", value) for key, value in moments.items())
-    if trainer.chains is not None:
-        yield "chains", trainer.chains
+    if trainer.sampler.chains is not None:
+        yield "chains", trainer.sampler.chains
 
 
 def assert_same(one, two):
@@ -260,13 +261,54 @@ def test_every_objective_trains_in_both_phases(tmp_path, objective):
     trainer.run()
     assert trainer.step == trainer.total
     assert trainer.stream.coupled is (objective == "energy_matching")
-    assert trainer.chains.isfinite().all()
+    assert trainer.sampler.chains.isfinite().all()
 
 
 def test_bfloat16_trains(tmp_path):
     trainer = make(tmp_path, replace(CONFIG, train=replace(CONFIG.train, precision="bf16")))
     trainer.run()
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.average.parameters())
+
+
+def test_groups_are_those_of_the_checkpoint(tmp_path):
+    grouped = replace(CONFIG, train=replace(CONFIG.train, groups=2))
+    through = make(tmp_path / "through", grouped)
+    through.run()
+    stop_at(make(tmp_path / "halves", grouped), 6)
+    resumed, other = make(tmp_path / "halves"), make(tmp_path / "other")
+    assert resumed.resume()
+    resumed.run()
+    assert_same(through, resumed)
+    other.run()
+    assert not torch.equal(other.sampler.chains, through.sampler.chains)
+    saved = torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["config"]
+    assert saved == grouped.to_dict()
+
+    again = make(tmp_path / "halves", replace(grouped, train=replace(grouped.train, groups=4)))
+    again.resume()
+    assert again.config.train.groups == 4
+
+
+def test_checkpoints_from_before_there_were_groups_go_on(tmp_path):
+    stop_at(make(tmp_path), 6)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for key in ("groups", "accumulate"):
+        del state["config"]["train"][key]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    resumed, through = make(tmp_path), make(tmp_path / "through")
+    assert resumed.resume()
+    resumed.run()
+    through.run()
+    assert_same(through, resumed)
+
+
+def test_other_processes_refuse_groups_they_cannot_share(tmp_path, monkeypatch):
+    stop_at(make(tmp_path), 1)
+    monkeypatch.setattr(World, "current", lambda: World(1, 2))
+    monkeypatch.setattr(World, "share", lambda *_: None)
+    with pytest.raises(ValueError, match=r"drawn in 1 group, .* to 2 processes.*--set train.groups=2"):
+        make(tmp_path).resume()
+    assert make(tmp_path, replace(CONFIG, train=replace(CONFIG.train, groups=2))).resume()
 
 
 def worker(rank, port, out):

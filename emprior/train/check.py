@@ -2,6 +2,7 @@ r"""Checks of the settings before hours are spent on them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from emprior.train.model import MODELS
 Rule = tuple[Callable[[Any], bool], str]
 
 WHOLE: Rule = (lambda v: v >= 1, "at least 1")
+WHOLE_OR_NONE: Rule = (lambda v: v is None or v >= 1, "at least 1, or null")
 COUNT: Rule = (lambda v: v >= 0, "0 or more")
 POSITIVE: Rule = (lambda v: v > 0, "greater than 0")
 SHARE: Rule = (lambda v: 0 <= v <= 1, "between 0 and 1")
@@ -24,6 +26,8 @@ RULES: dict[str, dict[str, Rule]] = {
     "density": {"epsilon": POSITIVE},
     "train": {
         "batch_size": WHOLE,
+        "groups": WHOLE_OR_NONE,
+        "accumulate": WHOLE,
         "clip": POSITIVE,
         "weight_decay": COUNT,
         "checkpoint_every": COUNT,
@@ -96,10 +100,11 @@ def check_config(config: Config, processes: int = 1) -> None:
             f"contrast.noise is {config.contrast.noise}, expected two rising positive numbers: [0.04, 0.4]"
         )
     make_interpolant(config.density.objective, **config.density.arguments)
-    _check_relations(config, processes)
+    _check_relations(config)
+    check_shares(config, config.train.groups or processes, processes)
 
 
-def _check_relations(config: Config, processes: int) -> None:
+def _check_relations(config: Config) -> None:
     contrast = config.contrast
     if config.transport.steps + contrast.steps == 0:
         raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
@@ -110,12 +115,35 @@ def _check_relations(config: Config, processes: int) -> None:
             f"contrast.chains is {contrast.chains}, fewer than contrast.batch_size {contrast.batch_size} that every "
             f"iteration draws: --set contrast.chains={4 * contrast.batch_size}"
         )
-    shared = {"train.batch_size": config.train.batch_size}
+
+
+def check_shares(config: Config, groups: int, processes: int) -> None:
+    r"""Refuses batches that cannot be dealt out evenly.
+
+    Arguments:
+        config: The settings.
+        groups: The groups in which batches are drawn.
+        processes: The processes that take whole groups.
+
+    Raises:
+        ValueError: It names the key, what was expected and what to type.
+    """
+    train, contrast = config.train, config.contrast
+    if groups % processes:
+        raise ValueError(
+            f"batches are drawn in {groups} group{'s' * (groups > 1)}, which cannot be dealt out to {processes} "
+            f"processes. Draw them in others from here on: --set train.groups={math.lcm(groups, processes)}"
+        )
+    parts = {"processes": processes, "groups (train.groups)": groups}
+    batch = parts | {"pieces (processes times train.accumulate)": processes * train.accumulate}
+    shared = {"train.batch_size": (train.batch_size, batch)}
     if contrast.steps:
-        shared |= {"contrast.batch_size": contrast.batch_size, "contrast.chains": contrast.chains}
-    for name, value in shared.items():
-        if value % processes:
-            nearby = max(1, round(value / processes)) * processes
-            raise ValueError(
-                f"{name} is {value}, which does not divide among {processes} processes: --set {name}={nearby}"
-            )
+        shared |= {"contrast.batch_size": (contrast.batch_size, batch), "contrast.chains": (contrast.chains, parts)}
+    for name, (value, among) in shared.items():
+        unit = math.lcm(*among.values())
+        for parts_name, count in among.items():
+            if value % count:
+                raise ValueError(
+                    f"{name} is {value}, which does not divide among {count} {parts_name}: "
+                    f"--set {name}={max(1, round(value / unit)) * unit}"
+                )

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from emprior.train import provenance
 from emprior.train.config import Config
 
 CHECKPOINT = "checkpoint.pt"
@@ -57,6 +59,26 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
     if config.contrast.negatives == "replay" and step < config.transport.steps + config.contrast.steps:
         _check_chains(path, state, config.contrast.chains)
     return state
+
+
+def check_shape(path: Path, state: dict[str, Any], shape: list[int]) -> None:
+    r"""Refuses a checkpoint of images of another shape `[C, H, W]`.
+
+    Raises:
+        ValueError: They differ.
+    """
+    before = state["facts"]["shape"]
+    if before != shape:
+        raise ValueError(
+            f"{path} was trained on images of shape {before}, but the data are {shape}. "
+            "Use the same data, another --out folder, or start anew with --fresh."
+        )
+
+
+def describe(images: Tensor, processes: int) -> dict[str, Any]:
+    r"""Returns the facts of a checkpoint: what a card will say of the data, `(N, C, H, W)`, and of the machine."""
+    shape = list(images.shape[1:])
+    return {"images": len(images), "shape": shape, **provenance.origin(images.device, processes)}
 
 
 def _check_chains(path: Path, state: dict[str, Any], count: int) -> None:

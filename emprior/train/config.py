@@ -3,17 +3,12 @@ r"""The settings of a training, from YAML and command-line overrides."""
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from emprior._check import nearest
-from emprior._yaml import Section, read_yaml
+from emprior._yaml import read_yaml
+from emprior.train.parse import apply_override, build, plain
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,11 @@ class Train:
 
     Arguments:
         batch_size: Images an iteration, over all processes.
+        groups: The parts of a batch, of equal size, each with its own random numbers, within which noise is paired with
+            data and negatives are compared; null for one in each process. The result depends on it, and not on how
+            the groups are dealt out.
+        accumulate: The pieces that a process takes its share of a batch in, one after the other, to save memory; the
+            result does not depend on it.
         seed: The seed of everything random.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
@@ -79,6 +79,8 @@ class Train:
     """
 
     batch_size: int = 128
+    groups: int | None = None
+    accumulate: int = 1
     seed: int = 0
     precision: str = "bf16"
     compile: bool = True
@@ -196,71 +198,4 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         r"""Returns the settings as plain containers, ready for YAML."""
-        return _plain(dataclasses.asdict(self))
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    r"""Sets one dotted key of a tree of settings, in place: `"train.batch_size=64"`."""
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise ValueError(f"--set {override!r} has no value. Write --set section.key=value.")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"--set {override!r}: {section!r} is a value, not a section.")
-    try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {override!r}: {value!r} is not a YAML value. Quote it if it is a text.") from error
-
-
-def build(kind: type, tree: Any, where: str) -> Any:
-    r"""Makes a dataclass from plain containers or a YAML section, checking names and types."""
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where}: expected a section of keys, got {tree!r}.")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, value in tree.items():
-        place = f"{tree.path}, line {tree.lines[key]}" if isinstance(tree, Section) else where
-        if key not in hints:
-            raise ValueError(f"{place}: unknown key {key!r}. {nearest(str(key), hints)}")
-        values[key] = _convert(hints[key], value, f"{place}: {key}")
-    return kind(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        numbers = [_number(v) for v in value] if isinstance(value, list | tuple) else []
-        if len(numbers) != len(typing.get_args(hint)) or None in numbers:
-            raise ValueError(f"{where} should be {len(typing.get_args(hint))} numbers, got {value!r}.")
-        return tuple(numbers)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        accepted = typing.get_origin(option) or option
-        if accepted is float and _number(value) is not None:
-            return _number(value)
-        if accepted is dict and isinstance(value, Mapping):
-            return _plain(value)
-        if isinstance(value, accepted) and not (accepted is int and isinstance(value, bool)):
-            return value
-    names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise ValueError(f"{where} should be {names}, got {value!r}.")
-
-
-def _number(value: Any) -> float | None:
-    r"""Returns a number as a float; YAML reads `1e-3` as a text, which counts too."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return plain(dataclasses.asdict(self))

@@ -3,11 +3,12 @@ r"""One process or many."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,27 @@ class World:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        r"""Makes the gradients of a module means over all processes."""
+    def groups(self, total: int) -> range:
+        r"""Returns which of `total` groups this process takes."""
+        return range(self.rank, total, self.size)
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        r"""Replaces tensors of one type by their means over all processes, in one message."""
         if self.size == 1:
-            return module
-        return nn.parallel.DistributedDataParallel(module)
+            return
+        message = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(message)
+        _unpack(message / self.size, tensors)
+
+    @torch.no_grad()
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        r"""Replaces tensors of one type by those of the first process, in one message."""
+        if self.size == 1:
+            return
+        message = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.broadcast(message, 0)
+        _unpack(message, tensors)
 
     def agree(self, *votes: int) -> list[int]:
         r"""Returns the largest vote of all processes on each question, so that all do the same."""
@@ -62,6 +79,16 @@ class World:
     def deal(self, rows: Tensor) -> Tensor:
         r"""Returns this process's rows of `gather`."""
         return rows if self.size == 1 else rows[self.rank :: self.size].clone()
+
+
+def _unpack(message: Tensor, tensors: Sequence[Tensor]) -> None:
+    parts = message.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+
+
+def send(rows: Tensor, device: torch.device) -> Tensor:
+    r"""Returns rows of the CPU on a device, without waiting for what a GPU still has to do."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
 
 def place(device: str | torch.device) -> torch.device:

@@ -12,7 +12,7 @@ from emprior.interpolant import EnergyMatching, Interpolant, make_interpolant
 from emprior.nets import make_potential, make_velocity
 from emprior.priors.network import NetworkPrior
 from emprior.train.config import Config, Contrast
-from emprior.train.objective import GradientMatchingLoss, VelocityMatchingLoss
+from emprior.train.objective import GradientMatchingLoss, Loss, VelocityMatchingLoss
 
 
 class Model(ABC):
@@ -40,8 +40,8 @@ class Model(ABC):
         r"""Makes the network, with the present random state."""
 
     @abstractmethod
-    def loss(self, network: nn.Module, contrast: Contrast | None) -> nn.Module:
-        r"""Makes the loss of a phase: transport, or transport and contrast."""
+    def loss(self, network: nn.Module, contrast: Contrast | None, groups: int = 1) -> Loss:
+        r"""Makes the loss of a phase: transport, or transport and contrast, for batches that hold `groups` groups."""
 
     @abstractmethod
     def wrap(self, network: nn.Module, shape: tuple[int, ...]) -> NetworkPrior | NetworkDenoiser:
@@ -60,8 +60,8 @@ class EnergyModel(Model):
         net = self.config.net
         return make_potential(net.architecture, **{"channels": channels, **net.arguments})
 
-    def loss(self, network: nn.Module, contrast: Contrast | None) -> nn.Module:
-        loss = GradientMatchingLoss(network, self.interpolant, self.config.transport.balance)
+    def loss(self, network: nn.Module, contrast: Contrast | None, groups: int = 1) -> GradientMatchingLoss:
+        loss = GradientMatchingLoss(network, self.interpolant, self.config.transport.balance, groups=groups)
         if contrast:
             loss.strength, loss.trim, loss.clamp = contrast.strength, contrast.trim, contrast.clamp
         return loss
@@ -85,7 +85,7 @@ class DenoiserModel(Model):
         net = self.config.net
         return make_velocity(net.architecture, **{"channels": channels, **net.arguments})
 
-    def loss(self, network: nn.Module, contrast: Contrast | None) -> nn.Module:
+    def loss(self, network: nn.Module, contrast: Contrast | None, groups: int = 1) -> VelocityMatchingLoss:
         return VelocityMatchingLoss(network, self.config.transport.balance)
 
     def wrap(self, network: nn.Module, shape: tuple[int, ...]) -> NetworkDenoiser:

@@ -10,11 +10,12 @@ from torch import Tensor
 from emprior._rows import column
 from emprior._schedule import heat
 from emprior.train.config import Contrast
+from emprior.train.draws import Draws
 
 Gradient = Callable[[Tensor], Tensor]
 
 
-def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, generator: torch.Generator) -> Tensor:
+def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, random: Draws) -> Tensor:
     r"""Runs one Langevin step at a temperature for each schedule entry.
 
     .. math:: x \leftarrow x - h \nabla V(x) + \sqrt{2 h \epsilon_k}\, n_k
@@ -24,12 +25,11 @@ def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, g
         x: Images in `[-1, 1]`, `(B, C, H, W)`.
         epsilon: The temperature of each step, `(K,)` or `(K, B)`.
         step_size: The step `h`.
-        generator: The source of `n`.
+        random: The source of `n`.
     """
     for temperature in epsilon:
-        n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         scale = column((2 * step_size * temperature).sqrt(), x)
-        x = x - step_size * gradient(x) + scale * n
+        x = x - step_size * gradient(x) + scale * random.normal(x)
     return x
 
 
@@ -84,9 +84,9 @@ def view_noise(settings: Contrast) -> Tensor:
     return torch.where(0.7548776662466927 * index % 1 < settings.views, sigma, torch.inf).float()
 
 
-def start_chains(images: Tensor, sigma: Tensor, thermal: float, epsilon: float, generator: torch.Generator) -> Tensor:
+def start_chains(images: Tensor, sigma: Tensor, thermal: float, epsilon: float, random: Draws) -> Tensor:
     r"""Returns chains under thermal noise at their origins, images `(N, C, H, W)`, with views under noise `sigma`."""
-    noise = torch.randn((3, *images.shape), generator=generator, device=images.device, dtype=images.dtype)
+    noise = random.normal(images, 3)
     level = column(torch.where(sigma.isfinite(), sigma, 0), images)
     return torch.stack([images + thermal * noise[0], images, images + level * noise[1], epsilon**0.5 * noise[2]], dim=1)
 
@@ -123,60 +123,55 @@ class ReplayBuffer:
         self.settings, self.epsilon, self.thermal = settings, epsilon, thermal
         self.sigma, self.chains = sigma, chains
 
-    def advance(self, rows: Tensor, steps: int, gradient: Gradient, generator: torch.Generator) -> None:
+    def advance(self, rows: Tensor, steps: int, gradient: Gradient, random: Draws) -> None:
         r"""Runs some chains."""
         x, _, view, p = self.chains[rows].unbind(1)
         pull = column(self.epsilon / self.sigma[rows].square(), x)
-        noise = (torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) for _ in range(steps))
+        noise = (random.normal(x) for _ in range(steps))
         self.chains[rows, 0], self.chains[rows, 3] = kinetic(
             lambda z: gradient(z) + pull * (z - view),
             x, p, noise, self.epsilon, self.settings.step_size, self.settings.momentum,
         )  # fmt: skip
 
-    def age(self, gradient: Gradient, generator: torch.Generator) -> None:
+    def age(self, gradient: Gradient, random: Draws) -> None:
         r"""Runs the chains before their first use, each batch of them for another share of `settings.age` steps.
 
         Young chains stand where they started, and a contrast with them alone does not see where old ones go.
         """
         parts = torch.arange(len(self.chains), device=self.chains.device).split(self.settings.batch_size)
         for index, rows in enumerate(parts):
-            self.advance(rows, round(self.settings.age * (index + 1) / len(parts)), gradient, generator)
+            self.advance(rows, round(self.settings.age * (index + 1) / len(parts)), gradient, random)
 
-    def draw(self, gradient: Gradient, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, gradient: Gradient, data: Tensor, random: Draws) -> tuple[Tensor, Tensor]:
         r"""Advances a random batch of chains and returns their origins, under thermal noise, and them.
 
         Arguments:
             gradient: The gradient of `V`.
             data: Clean images from which some chains restart, `(B, C, H, W)`.
-            generator: The source of all randomness.
+            random: The source of all randomness; each of its groups has its own chains and images.
         """
         c = self.settings
-        device = self.chains.device
-        rows = torch.randperm(len(self.chains), generator=generator, device=device)[: c.batch_size]
-        restarts = torch.rand(len(rows), generator=generator, device=device) < c.restart
-        donors = data[torch.randint(len(data), (len(rows),), generator=generator, device=device)]
-        fresh = start_chains(donors, self.sigma[rows], self.thermal, self.epsilon, generator)
+        rows = random.subset(len(self.chains), c.batch_size)
+        restarts = random.uniform(len(rows)) < c.restart
+        donors = data[random.choice(len(data), len(rows))]
+        fresh = start_chains(donors, self.sigma[rows], self.thermal, self.epsilon, random)
         self.chains[rows] = torch.where(column(restarts, fresh), fresh, self.chains[rows])
-        self.advance(rows, c.langevin_steps, gradient, generator)
+        self.advance(rows, c.langevin_steps, gradient, random)
         x, origin = self.chains[rows, 0], self.chains[rows, 1]
-        noise = torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
-        return origin + self.thermal * noise, x
+        return origin + self.thermal * random.normal(x), x
 
 
-def fresh_negatives(
-    settings: Contrast, epsilon: float, gradient: Gradient, data: Tensor, generator: torch.Generator
-) -> Tensor:
-    r"""Runs the published negatives: half from noise, half from data, all steps each time.
+def fresh_negatives(settings: Contrast, epsilon: float, gradient: Gradient, data: Tensor, random: Draws) -> Tensor:
+    r"""Runs the published negatives: half of each group from noise, half from data, all steps each time.
 
     Those from noise are carried at temperature 0 to :math:`t = \tau_*`, then linearly to `epsilon` at
     :math:`t = 1`, with :math:`t` the accumulated step; those from data stay at `epsilon`.
     """
     c = settings
-    half = c.batch_size // 2
-    shape = data.shape[1:]
-    noise = torch.randn(half, *shape, generator=generator, device=data.device)
-    donors = torch.randint(len(data), (c.batch_size - half,), generator=generator, device=data.device)
+    half = len(random) * (c.batch_size // len(random) // 2)
+    noise = random.normal(data.new_empty(half, *data.shape[1:]))
+    donors = random.choice(len(data), c.batch_size - half)
     warmth = [heat(k * c.step_size, c.tau_star, c.step_size) for k in range(c.langevin_steps)]
     temperature = torch.full((c.langevin_steps, c.batch_size), epsilon, device=data.device)
     temperature[:, :half] *= torch.tensor(warmth, device=data.device)[:, None]
-    return langevin(gradient, torch.cat([noise, data[donors]]), temperature, c.step_size, generator)
+    return langevin(gradient, torch.cat([noise, data[donors]]), temperature, c.step_size, random)

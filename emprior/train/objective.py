@@ -21,7 +21,8 @@ class GradientMatchingLoss(nn.Module):
     :math:`w(s) = g(s)^2 / s^p` weighs the error of the clean estimate, :math:`g \nabla V`, by the
     inverse of its least possible mean square, which grows about like :math:`s^p` (:math:`s` is floored at
     0.02, below which a net cannot follow and a few images would outweigh the rest). `balance=None` is the
-    published weight, :math:`w = 1`. The share `trim` of the highest negative energies is left out.
+    published weight, :math:`w = 1`. The share `trim` of the highest negative energies is left out. Of a batch of `G`
+    groups, row `i` in group :math:`i \bmod G`, :math:`L_\mathrm{CD}` is the mean over groups.
 
     References:
         | Energy Matching: Unifying Flow Matching and Energy-Based Models for Generative Modeling
@@ -35,6 +36,7 @@ class GradientMatchingLoss(nn.Module):
         strength: The weight :math:`\lambda` of the contrast.
         trim: The share :math:`\alpha` of negatives left out.
         clamp: The bound :math:`\beta`.
+        groups: The number `G`.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class GradientMatchingLoss(nn.Module):
         strength: float = 0.0,
         trim: float = 0.1,
         clamp: float = 0.02,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         self.potential, self.interpolant, self.balance = potential, interpolant, balance
-        self.strength, self.trim, self.clamp = strength, trim, clamp
+        self.strength, self.trim, self.clamp, self.groups = strength, trim, clamp, groups
 
     def forward(
         self, x1: Tensor, x0: Tensor, s: Tensor, positives: Tensor | None = None, negatives: Tensor | None = None
@@ -81,11 +84,19 @@ class GradientMatchingLoss(nn.Module):
 
     def contrast(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         energies = self.potential(torch.cat([positives, negatives]))
-        above, below = energies.split([len(positives), len(negatives)])
+        return self.compare(*energies.split([len(positives), len(negatives)]))
+
+    def compare(self, above: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`L_\mathrm{CD}` and :math:`\mathbb{E}_+ V - \mathbb{E}_- V`, detached.
+
+        Arguments:
+            above: The energies of data, `(P,)`.
+            below: The energies of samples, `(N,)`.
+        """
+        above, below = above.unflatten(0, (-1, self.groups)), below.unflatten(0, (-1, self.groups))
         kept = max(1, round(len(below) * (1 - self.trim)))
-        below = below.sort().values[:kept]
-        gap = above.mean() - below.mean()
-        return (self.strength * gap).clamp(min=-self.clamp), gap.detach()
+        gap = above.mean(0) - below.sort(0).values[:kept].mean(0)
+        return (self.strength * gap).clamp(min=-self.clamp).mean(), gap.mean().detach()
 
 
 class VelocityMatchingLoss(nn.Module):
@@ -110,3 +121,6 @@ class VelocityMatchingLoss(nn.Module):
         weight = 1.0 if self.balance is None else s.square() / s.clamp(min=FLOOR).pow(self.balance)
         loss = (weight * error).mean()
         return loss, {"transport": loss.detach()}
+
+
+Loss = GradientMatchingLoss | VelocityMatchingLoss

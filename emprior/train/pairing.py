@@ -36,6 +36,12 @@ def transport_cost(x0: Tensor, x1: Tensor, alone: Tensor | None = None) -> Tenso
     return cost.masked_fill((alone[:, None] | alone) & ~own, float("inf")).masked_fill(alone[:, None] & own, 0.0)
 
 
+def assignments(costs: list[Tensor]) -> Tensor:
+    r"""Returns the column of each row, `(B,)`, where row `i` belongs to problem :math:`i \bmod G` of the `G` given."""
+    count = len(costs)
+    return torch.stack([assignment(cost) * count + index for index, cost in enumerate(costs)], dim=1).flatten()
+
+
 def assignment(cost: Tensor) -> Tensor:
     r"""Returns the column of each row, `(B,)`, at the least total cost `(B, B)`."""
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1])

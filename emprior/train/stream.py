@@ -10,8 +10,9 @@ from torch import Tensor
 
 from emprior._noise import generator
 from emprior.train.config import Config
-from emprior.train.distributed import World
-from emprior.train.pairing import assignment, transport_cost
+from emprior.train.distributed import World, send
+from emprior.train.draws import Draws
+from emprior.train.pairing import assignments, transport_cost
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Batch:
     x1: Tensor
     x0: Tensor
     s: Tensor
-    random: torch.Generator
+    random: Draws
 
 
 class Stream:
-    r"""The batches of a training, each a function of (seed, iteration, rank) alone.
+    r"""The batches of a training, of which each group is a function of (seed, iteration, group) alone.
 
-    While one is learned from, a thread finds the optimal pairing of the next.
+    Row `i` of a batch belongs to group :math:`i \bmod G`, within which noise and data are paired, and is given to
+    process :math:`i \bmod N`, which so takes whole groups. While one batch is learned from, a thread finds the
+    optimal pairing of the next.
 
     Arguments:
         config: The settings.
@@ -46,6 +49,7 @@ class Stream:
     def __init__(self, config: Config, images: Tensor, coupled: bool, near: float) -> None:
         self.config, self.images, self.coupled, self.near = config, images, coupled, near
         self.world = World.current()
+        self.groups = self.world.groups(config.train.groups or self.world.size)
         self.order: tuple[int, Tensor] | None = None
         self.thread = ThreadPoolExecutor(1, "pairing")
         self.upcoming: tuple[int, Batch, Future[Tensor] | None] | None = None
@@ -56,20 +60,22 @@ class Stream:
             self.upcoming = self._prepare(step)
         _, batch, pairing = self.upcoming
         if pairing is not None:
-            order = pairing.result().to(batch.x0.device)
+            order = send(pairing.result(), batch.x0.device)
             batch = Batch(batch.x1, batch.x0[order], batch.s, batch.random)
         self.upcoming = self._prepare(step + 1)
         return batch
 
     def _prepare(self, step: int) -> tuple[int, Batch, Future[Tensor] | None]:
         x1 = self.data(step)
-        random = generator(self.config.train.seed, step, self.world.rank, device=x1.device)
-        x0 = torch.randn(x1.shape, generator=random, device=x1.device)
-        s = torch.rand(len(x1), generator=random, device=x1.device).clamp(min=1e-4).pow(self.config.transport.skew)
+        random = Draws.keyed((self.config.train.seed, step), self.groups, x1.device)
+        x0 = random.normal(x1)
+        s = random.uniform(len(x1)).clamp(min=1e-4).pow(self.config.transport.skew)
         batch = Batch(x1, x0, s, random)
         if not self.coupled:
             return step, batch, None
-        return step, batch, self.thread.submit(assignment, transport_cost(x0, x1, alone=s <= self.near))
+        count = len(self.groups)
+        parts = ((x0[i::count], x1[i::count], s[i::count] <= self.near) for i in range(count))
+        return step, batch, self.thread.submit(assignments, [transport_cost(*part) for part in parts])
 
     def data(self, step: int) -> Tensor:
         r"""Returns an iteration's images in `[-1, 1]`: epochs are permutations keyed by (seed, epoch)."""
@@ -78,10 +84,10 @@ class Stream:
         positions = torch.arange(first + world.rank, first + train.batch_size, world.size)
         epochs = positions // n
         rows = torch.cat([self._permutation(e)[positions[epochs == e] % n] for e in epochs.unique().tolist()])
-        x = self.images[rows.to(self.images.device)].float().div(127.5).sub(1)
+        x = self.images[send(rows, self.images.device)].float().div(127.5).sub(1)
         if self.config.data.flip:
-            flips = torch.rand(len(x), generator=generator(train.seed, "flip", step, world.rank)) < 0.5
-            x = torch.where(flips.to(x.device)[:, None, None, None], x.flip(-1), x)
+            flips = Draws.keyed((train.seed, "flip", step), self.groups).uniform(len(x)) < 0.5
+            x = torch.where(send(flips, x.device)[:, None, None, None], x.flip(-1), x)
         return x.contiguous(memory_format=torch.channels_last)
 
     def _permutation(self, epoch: int) -> Tensor:

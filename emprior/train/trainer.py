@@ -17,15 +17,17 @@ from tqdm import tqdm
 from emprior._files import atomic
 from emprior._grid import save_grid
 from emprior._interrupt import Interrupt
-from emprior.train import provenance
-from emprior.train.checkpoint import CHECKPOINT, read_checkpoint
+from emprior.train.check import check_shares
+from emprior.train.checkpoint import CHECKPOINT, check_shape, describe, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
-from emprior.train.derivative import CompiledLoss, gradient_of
+from emprior.train.derivative import gradient_of
 from emprior.train.distributed import World
+from emprior.train.gradients import in_pieces, make_backward
 from emprior.train.log import Log
 from emprior.train.model import MODELS, draw
-from emprior.train.negatives import ReplayBuffer, fresh_negatives, start_chains, view_noise
-from emprior.train.stream import Batch, Stream
+from emprior.train.optimiser import follow, learning_rate, make_optimizer
+from emprior.train.sampler import Sampler
+from emprior.train.stream import Stream
 
 logger = logging.getLogger("emprior")
 
@@ -33,8 +35,8 @@ logger = logging.getLogger("emprior")
 class Trainer:
     r"""Trains an energy in two phases, resumably.
 
-    All randomness of an iteration is drawn from a generator keyed by (seed, iteration, rank), so a
-    run that was stopped and resumed follows the same path as one that was not.
+    All randomness of an iteration is drawn from generators keyed by (seed, iteration, group of the batch), so a run
+    that was stopped and resumed follows the same path as one that was not, also among other processes.
 
     Arguments:
         config: The settings.
@@ -48,31 +50,42 @@ class Trainer:
         self.world = World.current()
         self.images = images.to(self.device)
         self.model = MODELS[config.kind](config)
-        self.interpolant = self.model.interpolant
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             network = self.model.network(images.shape[1])
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.world.share(list(self.network.parameters()))
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.stream = Stream(config, self.images, self.model.coupled, self.interpolant.near)
-        self.gradient = gradient_of(self.network, config.train.compile)
         self.log = Log(self.out / "log.jsonl")
-        self.facts = self.describe()
+        self.facts = describe(self.images, self.world.size)
         self.step, self.seconds, self.seen = 0, 0.0, 0
         self.norm = torch.zeros(())
         self.saved: int | None = None
-        self.chains: Tensor | None = None
-        self.enter(config.transport)
+        self.asked = config.train.groups
+        self.begin(self.asked or self.world.size)
+
+    def begin(self, groups: int) -> None:
+        r"""Begins with batches in that many groups.
+
+        Raises:
+            ValueError: They cannot be dealt out to the processes.
+        """
+        check_shares(self.config, groups, self.world.size)
+        train, path = replace(self.config.train, groups=groups), self.model.interpolant
+        self.config = replace(self.config, train=train)
+        gradient = in_pieces(gradient_of(self.network, train.compile), train.accumulate)
+        self.stream = Stream(self.config, self.images, self.model.coupled, path.near)
+        self.sampler = Sampler(self.config, self.images, gradient, path.thermal(self.config.density.epsilon))
+        self.enter(self.config.transport)
 
     def enter(self, phase: Transport | Contrast) -> None:
         r"""Begins a phase with a fresh optimiser."""
         train = self.config.train
         self.phase = phase
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
-        )
-        loss = self.model.loss(self.network, phase if isinstance(phase, Contrast) else None)
-        self.loss = self.world.wrap(CompiledLoss(loss) if train.compile else loss)
+        self.optimizer = make_optimizer(self.network, phase, train)
+        contrast = phase if isinstance(phase, Contrast) else None
+        loss = self.model.loss(self.network, contrast, len(self.stream.groups))
+        self.backward = make_backward(loss, train, self.autocast)
 
     @property
     def total(self) -> int:
@@ -135,16 +148,16 @@ class Trainer:
             self.network.load_state_dict(self.average.state_dict())
             self.enter(config.contrast)
         batch = self.stream.at(done)
-        pair = self.contrasted(batch) if isinstance(self.phase, Contrast) else ()
+        with self.autocast():
+            pair = self.sampler.draw(batch) if isinstance(self.phase, Contrast) else ()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        with self.autocast():
-            loss, terms = self.loss(batch.x1, batch.x0, batch.s, *pair)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        terms = self.backward(batch.x1, batch.x0, batch.s, *pair)
+        self.world.average([p.grad for p in self.network.parameters() if p.grad is not None])
         terms["norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), config.train.clip)
         self.optimizer.step()
-        self.update_average(min(self.phase.ema, (1 + done) / (10 + done)))
+        follow(self.average, self.network, min(self.phase.ema, (1 + done) / (10 + done)))
         self.step += 1
         self.seen += config.train.batch_size
         self.norm = terms["norm"]
@@ -158,41 +171,10 @@ class Trainer:
                 "learning rate: --set transport.lr=5e-4 (or contrast.lr), or --set train.precision=fp32."
             )
 
-    @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
-
-    def contrasted(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        r"""Returns data under the prior's thermal noise, and negatives."""
-        x1, random = batch.x1, batch.random
-        density, size = self.config.density, self.world.size
-        contrast = self.config.contrast
-        contrast = replace(contrast, chains=contrast.chains // size, batch_size=contrast.batch_size // size)
-        thermal = self.interpolant.thermal(density.epsilon)
-        with self.autocast():
-            if contrast.negatives == "fresh":
-                positives = x1 + thermal * torch.randn(x1.shape, generator=random, device=self.device)
-                return positives, fresh_negatives(contrast, density.epsilon, self.gradient, positives, random)
-            sigma = self.world.deal(view_noise(self.config.contrast)).to(self.device)
-            aged = self.chains is not None
-            if self.chains is None:
-                self.chains = start_chains(self.first(contrast.chains), sigma, thermal, density.epsilon, random)
-            buffer = ReplayBuffer(contrast, density.epsilon, thermal, sigma, self.chains)
-            if not aged:
-                buffer.age(self.gradient, random)
-            return buffer.draw(self.gradient, x1, random)
-
-    def first(self, count: int) -> Tensor:
-        r"""Returns the images at which the replay chains start."""
-        rows = torch.arange(count) * self.world.size + self.world.rank
-        return self.images[rows.to(self.device) % len(self.images)].float().div(127.5).sub(1)
-
     def rate(self) -> float:
-        r"""The learning rate: a linear rise, a plateau, and a linear fall to zero."""
-        phase = self.phase
-        done = self.step - (self.config.transport.steps if isinstance(phase, Contrast) else 0)
-        left = (phase.steps - done) / max(1.0, phase.decay * phase.steps)
-        return phase.lr * min(1.0, (1 + done) / max(1, phase.warmup), left)
+        r"""The present learning rate."""
+        begun = self.config.transport.steps if isinstance(self.phase, Contrast) else 0
+        return learning_rate(self.phase, self.step - begun)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
@@ -200,6 +182,7 @@ class Trainer:
     def record(self, terms: dict[str, Tensor], rate: float) -> dict[str, Any]:
         r"""Appends a line to the log and returns it."""
         self.check()
+        self.world.average(list(terms.values()))
         line = {"iteration": self.step, "phase": type(self.phase).__name__.lower(), "images": self.seen}
         line |= {name: round(float(value), 6) for name, value in terms.items()}
         line |= {"lr": float(f"{self.optimizer.param_groups[0]['lr']:.4g}")}
@@ -211,24 +194,14 @@ class Trainer:
     def save_samples(self, count: int = 64, steps: int = 150) -> None:
         r"""Saves a grid of images generated by the averaged network."""
         if self.world.rank == 0:
-            shape = tuple(self.images.shape[1:])
-            save_grid(self.out / f"samples-{self.step:07d}.png", draw(self.model, self.average, shape, count, steps))
-
-    def describe(self) -> dict[str, Any]:
-        r"""Returns what the card will say of the data and of the machine."""
-        return {
-            "images": len(self.images),
-            "shape": list(self.images.shape[1:]),
-            "hardware": provenance.hardware(self.device, self.world.size),
-            "revision": provenance.revision(),
-            "torch": str(torch.__version__),
-        }
+            grid = draw(self.model, self.average, tuple(self.images.shape[1:]), count, steps)
+            save_grid(self.out / f"samples-{self.step:07d}.png", grid)
 
     def save(self) -> None:
         r"""Writes the checkpoint; with many processes all must call it."""
         self.check()
         self.saved = self.step
-        chains = None if self.chains is None else self.world.gather(self.chains)
+        chains = None if self.sampler.chains is None else self.world.gather(self.sampler.chains)
         if self.world.rank > 0:
             return
         state = {
@@ -256,25 +229,24 @@ class Trainer:
         r"""Takes up the checkpoint of the folder, if there is one.
 
         Raises:
-            ValueError: The checkpoint was made with another network, density, schedule or data of another shape.
+            ValueError: The checkpoint was made with another network, density, schedule or data of another shape, or
+                with groups that cannot be dealt out to the processes.
         """
         path = self.out / CHECKPOINT
         if not path.exists():
             return False
         state = read_checkpoint(self.out, self.config, self.device)
-        shape, before = list(self.images.shape[1:]), state["facts"]["shape"]
-        if before != shape:
-            raise ValueError(
-                f"{path} was trained on images of shape {before}, but the data are {shape}. "
-                "Use the same data, another --out folder, or start anew with --fresh."
-            )
+        check_shape(path, state, list(self.images.shape[1:]))
+        drawn = state["config"]["train"].get("groups")
+        if self.asked is None and drawn is not None:
+            self.begin(drawn)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.step, self.seconds, self.seen = state["step"], state["seconds"], state["seen"]
         if self.step > self.config.transport.steps:
             self.enter(self.config.contrast)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.chains = None if state["chains"] is None else self.world.deal(state["chains"])
+        self.sampler.chains = None if state["chains"] is None else self.world.deal(state["chains"])
         self.saved = self.step
         logger.info("resumed %s at iteration %d", path, self.step)
         return True

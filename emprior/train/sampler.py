@@ -1,0 +1,54 @@
+r"""What the contrast compares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from emprior.train.config import Config
+from emprior.train.distributed import World
+from emprior.train.negatives import Gradient, ReplayBuffer, fresh_negatives, start_chains, view_noise
+from emprior.train.stream import Batch
+
+
+class Sampler:
+    r"""Draws data under the prior's thermal noise, and samples of the model.
+
+    Each group of the batch has its own share of the negatives and of the replay chains. Row `i` of either belongs to
+    group :math:`i \bmod G` and to process :math:`i \bmod N`.
+
+    Arguments:
+        config: The settings.
+        images: The data, `(N, C, H, W)` uint8, where the training runs.
+        gradient: The gradient of `V`.
+        thermal: The standard deviation of the noise of the data at the density's temperature, in `[-1, 1]`.
+    """
+
+    def __init__(self, config: Config, images: Tensor, gradient: Gradient, thermal: float) -> None:
+        self.images, self.gradient, self.thermal = images, gradient, thermal
+        self.epsilon, self.world = config.density.epsilon, World.current()
+        share, whole = self.world.size, config.contrast
+        self.settings = replace(whole, chains=whole.chains // share, batch_size=whole.batch_size // share)
+        self.sigma = self.world.deal(view_noise(whole)).to(images.device)
+        self.chains: Tensor | None = None
+
+    def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        r"""Returns positives and negatives in `[-1, 1]`, `(B, C, H, W)` each; the chains go on in place."""
+        random = batch.random
+        if self.settings.negatives == "fresh":
+            positives = batch.x1 + self.thermal * random.normal(batch.x1)
+            return positives, fresh_negatives(self.settings, self.epsilon, self.gradient, positives, random)
+        young = self.chains is None
+        if self.chains is None:
+            self.chains = start_chains(self.origins(), self.sigma, self.thermal, self.epsilon, random)
+        buffer = ReplayBuffer(self.settings, self.epsilon, self.thermal, self.sigma, self.chains)
+        if young:
+            buffer.age(self.gradient, random)
+        return buffer.draw(self.gradient, batch.x1, random)
+
+    def origins(self) -> Tensor:
+        r"""Returns the images at which the replay chains start, the first of the data."""
+        rows = torch.arange(self.settings.chains) * self.world.size + self.world.rank
+        return self.images[rows.to(self.images.device) % len(self.images)].float().div(127.5).sub(1)
