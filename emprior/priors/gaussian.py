@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emprior._bands import Spectrum
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
@@ -73,7 +74,6 @@ class GaussianPrior(Prior):
         self.register_buffer("mean", mean.detach().to(dtype, copy=True))
         self.covariance = covariance.to(mean.device, dtype)
         self.curvature = covariance.curvature()
-        self.spectrum = self.covariance.spectrum(self.mean.new_ones(1), self.shape)
         self.time_unit = 20 / self.curvature
         self.typical = mean.numel() / 2, (mean.numel() / 2) ** 0.5
 
@@ -106,6 +106,10 @@ class GaussianPrior(Prior):
             check_even(kernel, "the kernel")
             given = torch.fft.fft2(kernel.double()).real.to(kernel.dtype)
         return cls(mean, stationary(given.expand(mean.shape)))
+
+    @cached_property
+    def spectrum(self) -> Spectrum:  # type: ignore[override]
+        return self.covariance.spectrum(self.mean.new_ones(1), self.shape)
 
     def forward(self, x: Image) -> PerImage:
         return 0.5 * self.covariance.mahalanobis(self._centred(x))[:, 0]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emprior._bands import Spectrum
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
@@ -75,7 +76,6 @@ class GaussianMixturePrior(Prior):
         self.register_buffer("means", means.detach().to(dtype, copy=True))
         self.covariances = covariances.to(means.device, dtype)
         self.curvature = covariances.curvature()
-        self.spectrum = self.covariances.spectrum(self.weights, self.shape)
         self.time_unit = 20 / self.curvature
 
     @classmethod
@@ -96,6 +96,10 @@ class GaussianMixturePrior(Prior):
                 f"{means[0].numel()} pixels: pass factors of shape {(*means.flatten(1).shape, 'r')}."
             )
         return cls(weights, means, low_rank(factors, noise))
+
+    @cached_property
+    def spectrum(self) -> Spectrum:  # type: ignore[override]
+        return self.covariances.spectrum(self.weights, self.shape)
 
     def forward(self, x: Image) -> PerImage:
         return -(self.weights.log() + self.covariances.log_density(self._centred(x))).logsumexp(1)
