@@ -2,6 +2,7 @@ r"""Reports: what they show is right, what they cannot show they say, and they s
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -379,7 +380,7 @@ def batches(field, tmp_path_factory):
         pytest.importorskip({"files": "numpy", "hdf5": "h5py"}.get(name, name))
         out[name] = folder / name
         reconstruct_many(
-            make_operator("blur"), folder / "y", out[name], field.float(), format=name, truth=folder / "x",
+            make_operator("blur"), folder / "y", out[name], copy.deepcopy(field).float(), format=name, truth=folder / "x",
             chunk=3, batch=3, **QUICK,
         )  # fmt: skip
     return out
