@@ -380,8 +380,8 @@ def batches(field, tmp_path_factory):
         pytest.importorskip({"files": "numpy", "hdf5": "h5py"}.get(name, name))
         out[name] = folder / name
         reconstruct_many(
-            make_operator("blur"), folder / "y", out[name], copy.deepcopy(field).float(), format=name, truth=folder / "x",
-            chunk=3, batch=3, **QUICK,
+            make_operator("blur"), folder / "y", out[name], copy.deepcopy(field).float(), format=name,
+            truth=folder / "x", chunk=3, batch=3, **QUICK,
         )  # fmt: skip
     return out
 
