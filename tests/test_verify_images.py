@@ -149,7 +149,7 @@ def test_spread_and_skill_of_a_known_error():
 def test_a_short_suite(monkeypatch):
     names = ["cifar10/inpainting", "mnist/denoising"]
     monkeypatch.setattr("emprior.verify.images.list_problems", lambda: names)
-    (row,) = images("posterior", 80, 1, 1)
+    (row,) = images("posterior", 200, 1, 1)
     assert (row.suite, row.problem, row.method) == ("images", names[0], "posterior")
     assert row.bars == BARS
     assert row.figures["coverage 50"] == pytest.approx(0.5, abs=0.015)
