@@ -27,7 +27,10 @@ STEPS, STEP_SIZE = 325, 0.01
 TAU_STAR = 0.9
 """The transport time at which :meth:`NetworkPrior.sample` begins to warm."""
 
-SETTINGS: dict[str, dict[str, Any]] = {"map": {"steps": 36, "tolerance": 0.1}, "posterior": {"leaps": 16, "steps": 1500}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "map": {"steps": 36, "tolerance": 0.1},
+    "posterior": {"leaps": 16, "steps": 1500},
+}
 """The solver settings of a prior for which no others were validated. The mode of a learned density is smoother than
 any image, so that the descent ends soon after the continuation. Its curvature differs from place to place, so that
 paths go on after those of a Gaussian would have turned."""
