@@ -3,12 +3,17 @@ from __future__ import annotations
 import json
 import math
 
+import deepinv as dinv
 import pytest
 import torch
 
 from emprior.cli import main
+from emprior.energy import Posterior
+from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
+from emprior.solvers import ULA, Stage
 from emprior.verify import DEFAULT, verify
+from emprior.verify.efficiency import effective_draws
 from emprior.verify.fields import gaussian_field, wasserstein
 from emprior.verify.mixture import mode_shares, stein_discrepancy, two_modes
 
@@ -87,6 +92,33 @@ def test_the_suite_is_within_its_bars(suite):
     rows = list(verify([suite]))
     assert rows
     assert [row.failures for row in rows] == [()] * len(rows)
+
+
+def test_effective_draws_of_langevin():
+    r"""White, along one direction: h = 1 / 2 is an AR(1) chain of coefficient 1 / 2, worth (1 - c) / (1 + c) = 1 / 3."""
+    prior = GaussianPrior(torch.zeros(1, 4, 4, dtype=torch.float64), torch.full((16,), 2.0, dtype=torch.float64))
+    operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(sigma=2**0.5))
+    energy = Posterior(GaussianFidelity(operator, normal(1, 1, 4, 4), 2**0.5), prior)
+    exact = prior.posterior(operator, normal(1, 1, 4, 4), 2**0.5)
+    x = exact.sample(4, seed=0).flatten(0, 1)
+    found, gradients = effective_draws(Stage(ULA(0.5), 4000, burn_in=1000), energy, exact, x, 0)
+    assert found == pytest.approx(1000 / 3, rel=0.15)
+    assert 4000 <= gradients <= 4001
+
+
+def test_efficiency_of_a_poor_sampler_is_out_of_its_bars(monkeypatch):
+    monkeypatch.setattr("emprior.verify.efficiency.PLAIN", 2000)
+    blur, sensing, inpainting = verify(["efficiency"], "mala", steps=400, images=1)
+    assert blur.failures == ("ratio",)
+    assert inpainting.bars == {}
+    for row in (blur, sensing, inpainting):
+        assert row.figures["ratio"] == pytest.approx(row.figures["ESS"] / row.figures["ESS of ULA"])
+
+
+@pytest.mark.slow
+def test_the_posterior_sampler_is_ten_times_as_efficient_as_langevin():
+    rows = list(verify(["efficiency"]))
+    assert [row.failures for row in rows] == [()] * 3
 
 
 def test_modes_without_tempering_are_out_of_their_bars():

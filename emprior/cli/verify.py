@@ -20,7 +20,7 @@ PROBLEM, METHOD, STATUS, FIGURE = 30, 21, 10, 10
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "verify", run, "check samplers against posteriors that are known", EXAMPLES)
-    suites = "gaussian, modes, calibration (these three), images, signals"
+    suites = "gaussian, modes, calibration (these three), images, signals, efficiency"
     parser.add_argument("--suite", nargs="+", metavar="NAME", help=suites)
     parser.add_argument("--method", metavar="NAME", help="a method that samples (the suite's own)")
     peers = "samplers of deepinv to run beside it on gaussian and modes, such as deepinv-dps; all without a name"
@@ -90,6 +90,6 @@ class Table:
 
 
 def _bar(low: float, high: float) -> str:
-    if high == 1 and low > 0:
+    if high in (1, float("inf")) and low > 0:
         return f">= {low:.3g}"
     return f"<= {high:.3g}" if low == 0 else f"{low:.3g}..{high:.3g}"

@@ -7,7 +7,7 @@ from functools import partial
 
 from emprior._check import check_positive, nearest
 from emprior.solvers import METHODS
-from emprior.verify import calibration, fields, mixture, signals
+from emprior.verify import calibration, efficiency, fields, mixture, signals
 from emprior.verify.images import images as of_images
 from emprior.verify.peers import PEERS
 from emprior.verify.peers import peers as of_peers
@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[Callable[..., Iterator[Row]], str | None]] = {
     "calibration": (calibration.calibration, None),
     "images": (of_images, "posterior"),
     "signals": (signals.signals, "posterior"),
+    "efficiency": (efficiency.efficiency, "hmc"),
 }
 """Each suite with the method that it is for; None where that depends on the problem."""
 
@@ -49,7 +50,8 @@ def verify(
         suites: The names of suites: `"gaussian"`, fields of 8 x 8 and 32 x 32 pixels under four operators;
             `"modes"`, a posterior of two modes far apart; `"calibration"`, the ranks of many truths among draws, on
             the small fields and the two modes; `"images"`, a mixture fitted to photographs under the bundled
-            problems; `"signals"`, signals with independent increments.
+            problems; `"signals"`, signals with independent increments; `"efficiency"`, effective draws for the gradients
+            that they cost, beside unadjusted Langevin's.
         method: The name of a method that samples; by default the one that the suite is for.
         peers: Names of samplers of deepinv, `PEERS`, to run beside it on the small fields and on the two modes. Their
             rows have no bars.
