@@ -123,7 +123,7 @@ def _note(result: Result) -> str:
 
 POSTERIOR = Method(
     "posterior", posterior, "emprior", REFERENCE,
-    settings={"chains": 4, "levels": 100, "leaps": 8, "steps": 1000, "weight": 1.0},
+    settings={"chains": 4, "levels": 100, "leaps": 16, "steps": 1500, "weight": 1.0},
     ranges={"weight": (0.4, 2.5)},
     within=_chains_within,
 )  # fmt: skip
