@@ -97,7 +97,10 @@ def _chain(
     if math.isnan(rhat) or math.isnan(ess):
         return False, "nothing is known of the chains: they never moved or are too short; take more steps"
     if math.isinf(rhat):
-        return False, "chains are stuck or not finite: R-hat is infinite; lower step_size or lengthen the burn-in"
+        return (
+            False,
+            "chains are stuck or not finite: R-hat is infinite; take more steps, for a longer burn-in",
+        )
     text = []
     if not rhat <= target_rhat:
         where = next(name for name, one in mixing.traces.items() if one.rhat[image] == rhat)
@@ -106,7 +109,8 @@ def _chain(
         factor = target_ess / ess
         more = f"{float(f'{mixing.draws * (factor - 1):.2g}'):,.0f}"
         text.append(
-            f"the effective sample size is {ess:.0f}, below {target_ess:g}: "
+            f"the effective sample size is {ess:.0f}, below {target_ess:g}: means err by {max(ess, 1) ** -0.5:.2f} "
+            "standard deviations, interval bounds by more; "
             f"take {factor:.2g} times the steps, about {more} more draws of each chain"
         )
     return not text, "; ".join(text) or f"R-hat {rhat:.2f}, effective sample size {ess:.0f}"
@@ -117,8 +121,8 @@ def _acceptance(share: float) -> tuple[bool, str]:
     if low <= share <= high:
         return True, f"acceptance {share:.2f}"
     if share > high:
-        return False, f"acceptance is {share:.2f}: steps are too short; raise step_size or lengthen the burn-in"
-    return False, f"acceptance is {share:.2f}: steps are too long; lower step_size or lengthen the burn-in"
+        return False, f"acceptance is {share:.2f}: steps are too short; take more, for a longer burn-in"
+    return False, f"acceptance is {share:.2f}: steps are too long; take more, for a longer burn-in"
 
 
 def _residuals(residual: PerImage, dimension: int) -> list[tuple[bool, str]]:
@@ -144,7 +148,7 @@ def _residuals(residual: PerImage, dimension: int) -> list[tuple[bool, str]]:
 
 def _residual(r: float, z: float) -> tuple[bool, str]:
     if not math.isfinite(r):
-        return False, f"the residual is {r}: samples are not finite; lower step_size"
+        return False, f"the residual is {r}: samples are not finite; check y and sigma"
     if abs(z) <= OUTLYING or abs(r - 1) <= SLACK:
         return True, f"residual {r:.2f}"
     side, cure = (
@@ -164,7 +168,7 @@ def _energy(energy: PerImage, typical: tuple[float, float]) -> list[tuple[bool, 
 
 def _far(z: float) -> tuple[bool, str]:
     if not math.isfinite(z):
-        return False, "the prior energy is not finite; lower step_size"
+        return False, "the prior energy is not finite; check y and sigma"
     if abs(z) <= OUTLYING:
         return True, f"prior energy at {z:+.1f} standard deviations"
     side = "above" if z > 0 else "below"

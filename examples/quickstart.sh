@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 venv=${EMPRIOR_VENV:-.venv}
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --editable .
-exec "$venv/bin/python" examples/inpainting_cifar10_mala.py "$@"
+exec "$venv/bin/python" examples/inpainting_cifar10_posterior.py "$@"

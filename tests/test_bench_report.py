@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 
@@ -24,6 +23,7 @@ from emprior.bench.methods import Answer, Method, Task
 from emprior.bench.page import command, page
 from emprior.bench.records import digest_of
 from emprior.bench.runner import Bout
+from emprior.bench.suites import problems_of
 from emprior.bench.table import Entry, Line, table_of
 from emprior.bench.text import csv_of, markdown, standings
 from emprior.bench.tune import halton, trials, tuned
@@ -108,21 +108,6 @@ def test_finished_cells_are_kept_and_others_are_not(suite, done, tmp_path):
     assert [name for name, kept in known.items() if not kept] == ["tikhonov"]
     other = replace(PLAN, seed=1)
     assert not any(known for _, known in run(suite, ["denoising"], ["tikhonov"], other, copy))
-
-
-def test_a_cell_runs_in_the_context_of_its_engine(suite, tmp_path):
-    cells = []
-    list(
-        run(
-            suite,
-            ["blur"],
-            ["tikhonov", "pseudo-inverse"],
-            PLAN,
-            Shelf(tmp_path),
-            engine=lambda name: cells.append(name) or nullcontext(),
-        )
-    )
-    assert cells == ["blur tikhonov", "blur pseudo-inverse"]
 
 
 def test_failures_are_records_that_say_why(done, suite, tmp_path, monkeypatch):
@@ -283,6 +268,16 @@ def test_the_page_stands_alone(done):
     warned = [replace(record, reason=f"not good: {record.method}") for record in records]
     assert "tikhonov says of its worst image: not good: tikhonov" in page(shelf, warned)
     assert command(records).startswith("emprior bench --suite gaussian --images 3 --samples 4")
+
+
+def test_the_command_names_what_is_not_usual():
+    record = made("tikhonov", [1.0], problem="blur")
+    facts = [{"role": role, "name": "cifar10-wide"} for role in ("prior", "denoiser")]
+    record = replace(record, suite="cifar10", models=facts)
+    assert " --data TEST_IMAGES --prior cifar10-wide --denoiser cifar10-wide --problems blur " in command([record])
+    usual = [{"role": role, "name": name} for role, name in (("prior", "cifar10"), ("denoiser", "cifar10-denoiser"))]
+    bundled = [replace(record, problem=name, models=usual) for name in problems_of("cifar10")]
+    assert command(bundled).endswith(" --data TEST_IMAGES --methods tikhonov --out report")
 
 
 def test_a_report_of_nothing(tmp_path):

@@ -73,13 +73,13 @@ def test_readme_names_both_scripts():
 
 def test_example_quickstart(monkeypatch, tmp_path, capsys):
     out = run_example(
-        monkeypatch, capsys, "inpainting_cifar10_mala.py", "--steps", "8", "--samples", "2", "--out", str(tmp_path)
+        monkeypatch, capsys, "inpainting_cifar10_posterior.py", "--steps", "8", "--samples", "2", "--out", str(tmp_path)
     )
     assert "psnr" in out
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert {"psnr", "ssim", "energy", "gradient_evaluations", "seconds"} <= figures["mala"].keys()
+    assert {"psnr", "ssim", "energy", "gradient_evaluations", "seconds"} <= figures["posterior"].keys()
     for name in ("estimate.npy", "mean.npy", "std.npy", "samples.npy", "figure.png", "result.json"):
-        assert (tmp_path / "mala" / name).exists()
+        assert (tmp_path / "posterior" / name).exists()
 
 
 def test_example_reconstruction(monkeypatch, tmp_path, capsys):

@@ -95,7 +95,7 @@ def test_the_suite_is_within_its_bars(suite):
 
 
 def test_effective_draws_of_langevin():
-    r"""White, along one direction: h = 1 / 2 is an AR(1) chain of coefficient 1 / 2, worth (1 - c) / (1 + c) = 1 / 3."""
+    r"""White, each direction is for h = 1 / 2 an AR(1) chain of c = 1 / 2, worth (1 - c) / (1 + c) = 1 / 3."""
     prior = GaussianPrior(torch.zeros(1, 4, 4, dtype=torch.float64), torch.full((16,), 2.0, dtype=torch.float64))
     operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(sigma=2**0.5))
     energy = Posterior(GaussianFidelity(operator, normal(1, 1, 4, 4), 2**0.5), prior)

@@ -108,7 +108,7 @@ def estimates(prior, y, solver, adapt, samples=4):
         ("a Gaussian field", HMC(leaps=4, adapt=120), 0.0),
         ("a Gaussian field", MALA(adapt=250), 0.0),
         ("a Gaussian field", SplitGibbs(adapt=200), 0.0),
-        ("an energy that is not homogeneous", HMC(leaps=4, adapt=200), 0.2),
+        ("an energy that is not homogeneous", HMC(leaps=4, adapt=300), 0.2),
     ],
     ids=["hmc", "mala", "gibbs", "not homogeneous"],
 )

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emprior._files import atomic
+from emprior.bench.block import block, put
+from emprior.bench.engines import Dask, Engine, Local
 from emprior.bench.figures import FIGURES
+from emprior.bench.job import Bench, Job
 from emprior.bench.methods import KINDS, METHODS, chosen
 from emprior.bench.page import command, page
 from emprior.bench.plan import Plan
@@ -23,6 +26,11 @@ __all__ = [
     "KINDS",
     "METHODS",
     "SUITES",
+    "Bench",
+    "Dask",
+    "Engine",
+    "Job",
+    "Local",
     "Plan",
     "Record",
     "Shelf",
@@ -37,11 +45,15 @@ __all__ = [
 ]
 
 
-def report(folder: str | os.PathLike[str]) -> Sequence[Path]:
+def report(folder: str | os.PathLike[str], into: str | os.PathLike[str] | None = None) -> Sequence[Path]:
     r"""Writes `table.md`, `figures.csv` and `index.html` into a folder of records, and returns their paths.
 
+    Arguments:
+        folder: The folder of the report.
+        into: A Markdown file whose block of the suite is to hold the results; see :mod:`emprior.bench.block`.
+
     Raises:
-        ValueError: There are no records, or one is damaged.
+        ValueError: There are no records, or one is damaged; or the file has no place for the results.
         OSError: A file cannot be written.
     """
     shelf = Shelf(Path(folder))
@@ -57,4 +69,8 @@ def report(folder: str | os.PathLike[str]) -> Sequence[Path]:
     for name, text in out.items():
         with atomic(shelf.folder / name) as path:
             path.write_text(text, encoding="utf-8")
-    return [shelf.folder / name for name in out]
+    written = [shelf.folder / name for name in out]
+    if into is None:
+        return written
+    put(into, block(records, command(records)), records[0].suite)
+    return [*written, Path(into)]

@@ -41,6 +41,8 @@ FIGURES: dict[str, Figure] = {
     "ssim": Figure("SSIM", "structural similarity of the point estimate", 3, "high"),
     "psnr_sample": Figure("PSNR of a sample", "peak signal-to-noise ratio of one sample, dB", 2, "high"),
     "ssim_sample": Figure("SSIM of a sample", "structural similarity of one sample", 3, "high"),
+    "lpips": Figure("LPIPS", "learned distance of the point estimate from the truth", 3, "low"),
+    "lpips_sample": Figure("LPIPS of a sample", "learned distance of one sample from the truth", 3, "low"),
     "crps": Figure("CRPS", "continuous ranked probability score of the samples, by the fair estimator", 4, "low"),
     "energy_score": Figure("energy score", "energy score of the samples, a pixel, by the fair estimator", 4, "low"),
     "coverage_50": Figure("50 % cover", "share of true pixels in the 50 % intervals of the samples", 3, 0.5),
@@ -53,11 +55,11 @@ FIGURES: dict[str, Figure] = {
     "std_ratio": Figure("std ratio", "root mean square of the standard deviation over the exact one", 3, 1.0),
     "distance": Figure("distance", "sliced 2-Wasserstein distance from exact draws, over that of exact ones", 2, 1.0),
 }
-"""What each figure is, in the order of tables. The last three need a posterior that is known."""
+"""What each figure is, in the order of tables. LPIPS needs its network; the last three, a posterior that is known."""
 
 MAIN = (
-    "psnr", "ssim", "psnr_sample", "crps", "coverage_50", "coverage_90", "spread_skill", "residual_sample",
-    "mean_error", "std_ratio", "distance",
+    "psnr", "ssim", "psnr_sample", "lpips", "lpips_sample", "crps", "coverage_50", "coverage_90", "spread_skill",
+    "residual_sample", "mean_error", "std_ratio", "distance",
 )  # fmt: skip
 """The figures that tables for reading show; files hold all."""
 
@@ -68,7 +70,14 @@ Exact = Callable[[Tensor], Any]
 """Maps measurements to their exact posterior, which has a `mean`, a `std` and draws by `sample(n, seed=...)`."""
 
 
-def figures(answer: Answer, x: Image, task: Task, law: Any = None, seed: int = 0) -> dict[str, PerImage]:
+def figures(
+    answer: Answer,
+    x: Image,
+    task: Task,
+    law: Any = None,
+    seed: int = 0,
+    lpips: Callable[[Image, Image], PerImage] | None = None,
+) -> dict[str, PerImage]:
     r"""Returns the figures of an answer, `(B,)` each.
 
     The energy score is, like :func:`emprior.metrics.crps`, the fair estimate, divided by the root of the number of
@@ -92,6 +101,7 @@ def figures(answer: Answer, x: Image, task: Task, law: Any = None, seed: int = 0
         task: What it was given.
         law: The exact posterior, where it is known.
         seed: The seed of its draws.
+        lpips: A distance of images, where one is given.
     """
     fidelity = task.fidelity()
     out = {"psnr": psnr(answer.estimate, x), "residual": fidelity.residual(answer.estimate)}
@@ -99,10 +109,13 @@ def figures(answer: Answer, x: Image, task: Task, law: Any = None, seed: int = 0
     large = x.ndim == 4 and min(x.shape[-2:]) >= WINDOW
     if large:
         out["ssim"] = ssim(answer.estimate, x)
+    if lpips is not None:
+        out["lpips"] = lpips(answer.estimate, x)
     if answer.samples is not None:
         single = answer.samples[0]
         out |= {"psnr_sample": psnr(single, x), "residual_sample": fidelity.residual(single)}
         out |= {"ssim_sample": ssim(single, x)} if large else {}
+        out |= {} if lpips is None else {"lpips_sample": lpips(single, x)}
     if answer.samples is not None and len(answer.samples) > 1:
         out |= _spread(answer, x)
     if law is not None:

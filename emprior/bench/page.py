@@ -3,7 +3,7 @@ r"""One file for people: tables, plots and images of all records, with nothing t
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from emprior._html import environment, scale_tile, spread_tile, tile
 from emprior.bench import charts
 from emprior.bench.figures import FIGURES, MAIN
+from emprior.bench.lpips import LPIPS
 from emprior.bench.methods import KINDS, METHODS
 from emprior.bench.records import Record, Shelf
+from emprior.bench.suites import Sources, problems_of
 from emprior.bench.table import LEAST, Line, Table, table_of, tables
 from emprior.bench.text import STANDINGS, networks, standings
 
@@ -119,9 +121,19 @@ def command(records: Sequence[Record]) -> str:
     for name in ("budget", "tune"):
         words += [f"--{name}", str(plan[name])] if plan[name] else []
     words += ["--validation", str(plan["validation"])] if plan["tune"] else []
-    words += ["--data", "TEST_IMAGES"] if suite == "cifar10" else []
+    words += _sources(suite, records[0].models)
     problems = list(dict.fromkeys(record.problem for record in records))
-    return shlex.join([*words, "--problems", *problems, "--methods", *methods, "--out", "report"])
+    words += [] if set(problems) == set(problems_of(suite)) else ["--problems", *problems]
+    return shlex.join([*words, "--methods", *methods, "--out", "report"])
+
+
+def _sources(suite: str, models: Sequence[Mapping[str, Any]]) -> list[str]:
+    r"""Returns the words for images and networks, as far as they are not those that are taken anyway."""
+    usual, names = Sources(), {str(fact["role"]): fact["name"] for fact in models}
+    words = ["--data", "TEST_IMAGES"] if suite == "cifar10" else []
+    for role, name in (("prior", usual.prior), ("denoiser", usual.denoiser)):
+        words += [f"--{role}", names[role]] if names.get(role, name) != name else []
+    return words + (["--lpips", "LPIPS.pt"] if LPIPS in names else [])
 
 
 def _strip(held: dict[str, dict[str, np.ndarray]], index: int) -> Strip:

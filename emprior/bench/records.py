@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from emprior._files import atomic
+from emprior.bench.lpips import LPIPS, lpips_of
 
 FORMAT = "emprior bench 1"
 DONE, FAILED = "done", "failed"
@@ -81,14 +82,17 @@ class Shelf:
 
     folder: Path
 
-    def check(self, suite: str, plan: Mapping[str, Any]) -> None:
-        r"""Raises unless what is here can stand in one table with records of a suite and a plan.
+    def check(self, suite: str, plan: Mapping[str, Any], models: Sequence[Mapping[str, Any]] = ()) -> None:
+        r"""Raises unless what is here can stand in one table with records of a suite, a plan and networks.
+
+        LPIPS is of records with its network alone: answers are not kept, so that it cannot be added to those without.
 
         Raises:
-            FileExistsError: There are records of another suite or plan.
+            FileExistsError: There are records of another suite or plan, or of other networks for LPIPS.
         """
+        given = {"suite": suite, **plan, LPIPS: lpips_of(models)}
         for record in self.all():
-            given, here = {"suite": suite, **plan}, {"suite": record.suite, **record.plan}
+            here = {"suite": record.suite, **record.plan, LPIPS: lpips_of(record.models)}
             apart = ", ".join(f"{name} {here.get(name)}" for name in given if given[name] != here.get(name))
             if apart:
                 raise FileExistsError(

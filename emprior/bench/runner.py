@@ -7,7 +7,6 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +31,9 @@ logger = logging.getLogger("emprior")
 
 PACKAGES = ("emprior", "torch", "deepinv", "azula")
 MISSING = "not installed"
+
+Tuned = Callable[[Suite, str, str, Plan], Mapping[str, float]]
+"""Maps a suite, a problem, a method and a plan to the settings of the method."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +89,7 @@ def run(
     methods: Sequence[str],
     plan: Plan,
     shelf: Shelf,
-    tuned: Callable[[Suite, str, str, Plan], Mapping[str, float]] | None = None,
-    engine: Callable[[str], AbstractContextManager] = lambda cell: nullcontext(),
+    tuned: Tuned | None = None,
 ) -> Iterator[tuple[Record, bool]]:
     r"""Runs each method on each problem, and yields its record and whether it was there before.
 
@@ -98,8 +99,7 @@ def run(
         methods: The names of methods.
         plan: What is to be run.
         shelf: Where the records are kept; those of the same key are not run again.
-        tuned: Maps the suite, a problem, a method and the plan to the settings; by default the method's own.
-        engine: Called with the name of each cell; the cell runs in the context that it returns.
+        tuned: Chooses the settings; by default they are the method's own.
 
     Raises:
         OSError: A record cannot be written.
@@ -107,18 +107,25 @@ def run(
     x, models = suite.test(plan.images), suite.models(plan.device)
     for problem in problems:
         bout = Bout.of(suite, problem, x, plan)
-        for name in methods:
-            chosen = METHODS[name].settings if tuned is None else tuned(suite, problem, name, plan)
-            settings = paced_settings(METHODS[name], chosen, plan)
-            key = cell_key(bout, name, settings)
-            known = shelf.find(problem, name, key)
-            if known is not None:
-                yield known, True
-                continue
-            with engine(f"{problem} {name}"):
-                record, answer = cell(bout, name, models, settings, key)
-            shelf.keep(record, None if answer is None else pictures(bout, answer))
-            yield record, False
+        yield from (finished(bout, name, models, shelf, tuned) for name in methods)
+
+
+def finished(bout: Bout, name: str, models: Models, shelf: Shelf, tuned: Tuned | None = None) -> tuple[Record, bool]:
+    r"""Returns the record of a method on a problem and whether it was there; if it was not, it is made and kept.
+
+    Raises:
+        OSError: The record cannot be written.
+    """
+    method, problem = METHODS[name], bout.problem.name
+    chosen = method.settings if tuned is None else tuned(bout.suite, problem, name, bout.plan)
+    settings = paced_settings(method, chosen, bout.plan)
+    key = cell_key(bout, name, settings)
+    known = shelf.find(problem, name, key)
+    if known is not None:
+        return known, True
+    record, answer = cell(bout, name, models, settings, key)
+    shelf.keep(record, None if answer is None else pictures(bout, answer))
+    return record, False
 
 
 def paced_settings(method: Method, settings: Settings, plan: Plan) -> Settings:
@@ -148,7 +155,7 @@ def cell(bout: Bout, name: str, models: Models, settings: Settings, key: str = "
     models.meter.forwards = models.meter.backwards = 0
     try:
         answer, cost = bout.answer(method, models, settings)
-        found = figures(answer, bout.x, bout.task, bout.law, plan.seed)
+        found = figures(answer, bout.x, bout.task, bout.law, plan.seed, bout.suite.lpips)
     except Exception as error:
         logger.debug("%s on %s", name, bout.problem.name, exc_info=True)
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

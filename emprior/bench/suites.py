@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emprior._check import nearest
 from emprior._types import Image
+from emprior.bench.lpips import Lpips
 from emprior.bench.meter import Meter, MeteredPrior
 from emprior.bench.methods.base import Models
 from emprior.energy import Prior
@@ -37,12 +38,15 @@ class Sources:
         prior: The name or folder of the prior.
         denoiser: The name or folder of the matched denoiser.
         seed: The seed of images that are drawn.
+        lpips: The network for LPIPS, a TorchScript file; see :class:`emprior.bench.lpips.Lpips`. None by default: the
+            figure is then absent.
     """
 
     data: str | None = None
     prior: str = "cifar10"
     denoiser: str = "cifar10-denoiser"
     seed: int = 0
+    lpips: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +61,9 @@ class Suite:
         validation: Returns `n` images to tune on, none of them among the first `m` test images, from `(n, m)`.
         prior: The prior.
         denoiser: The matched denoiser, as deepinv's.
-        facts: What is known of both.
+        facts: What is known of the networks.
         exact: Maps a problem and measurements to the exact posterior, where it is known.
+        lpips: The distance of images, where a network for it is given.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Suite:
     denoiser: Denoiser
     facts: list[dict[str, Any]]
     exact: Callable[[Problem, Tensor], Any] | None = None
+    lpips: Lpips | None = None
 
     def models(self, device: torch.device | str = "cpu") -> Models:
         r"""Returns the networks in single precision on a device, watched by a meter of their own."""
@@ -83,19 +89,31 @@ def load_suite(name: str, sources: Sources) -> Suite:
     r"""Returns a suite by its name.
 
     Raises:
-        ValueError: There is no such suite, or it lacks its images.
+        ValueError: There is no such suite, or it lacks its images, or what is given for LPIPS is no such network.
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}. {nearest(name, SUITES)}")
-    return SUITES[name](sources)
+    suite = SUITES[name](sources)
+    if sources.lpips is None:
+        return suite
+    lpips = Lpips.load(sources.lpips, suite.prior.shape)
+    return replace(suite, lpips=lpips, facts=[*suite.facts, lpips.fact()])
+
+
+def problems_of(name: str) -> tuple[str, ...]:
+    r"""Returns the names of the problems of a suite, of which nothing is loaded."""
+    from emprior.verify import fields
+
+    return tuple(fields.PROBLEMS) if name == "gaussian" else _bundled()
 
 
 def cifar10(sources: Sources) -> Suite:
     r"""Test images under the bundled problems, with a learned prior and the denoiser that matches it."""
     if sources.data is None:
         raise ValueError(
-            "suite 'cifar10' needs test images, which do not come with emprior. Give a .npy stack (N, 32, 32, 3) of "
-            "uint8, a folder of images or a torchvision root: --data cifar10_test.npy"
+            "suite 'cifar10' needs test images, which do not come with emprior. Give as many as --images or more that "
+            "no network has seen, such as the test set of CIFAR-10: a .npy stack (N, 32, 32, 3) of uint8, a folder of "
+            "images, or a torchvision root, which holds cifar-10-batches-py: --data cifar10_test.npy"
         )
     prior, denoiser = load_prior(sources.prior), load_denoiser(sources.denoiser)
     images = load_images(sources.data, prior.shape[-1], held_out=True)
@@ -146,7 +164,7 @@ def gaussian(sources: Sources) -> Suite:
 
     facts = {"role": "prior and denoiser", "name": "Gaussian field", "parameters": 0, "images_seen": None, "sha256": ""}
     return Suite(
-        "gaussian", tuple(fields.PROBLEMS), problem, _drawn(prior, sources.seed), _drawn_apart(prior, sources.seed),
+        "gaussian", problems_of("gaussian"), problem, _drawn(prior, sources.seed), _drawn_apart(prior, sources.seed),
         prior, as_denoiser(prior), [facts], exact,
     )  # fmt: skip
 

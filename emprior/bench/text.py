@@ -39,7 +39,8 @@ def heading(records: Sequence[Record], command: str) -> str:
 
 def networks(fact: Mapping[str, Any]) -> str:
     r"""Returns what is known of a network, as a line."""
-    size = f", {fact['parameters']:,} parameters" if fact["parameters"] else ", in closed form"
+    closed = "" if fact["parameters"] is None else ", in closed form"
+    size = f", {fact['parameters']:,} parameters" if fact["parameters"] else closed
     seen = f", {fact['images_seen']:,} images seen in training" if fact["images_seen"] else ""
     return f"{fact['role']}: {fact['name']}{size}{seen}"
 
@@ -55,13 +56,13 @@ def markdown(found: Sequence[Table], names: Sequence[str] = MAIN) -> str:
     for table in found:
         shown = [name for name in table.shown() if name in names]
         head = ["method", *(FIGURES[name].label for name in shown), "evaluations", "derivatives", "seconds"]
-        lines = [f"### {table.title}", "", _row(head), _row(["---"] * len(head))]
+        lines = [f"### {table.title}", "", row(head), row(["---"] * len(head))]
         kind = None
         for line in table.lines:
             if line.kind != kind:
                 kind = line.kind
-                lines.append(_row([f"*{KINDS[kind]}*", *[""] * (len(head) - 1)]))
-            lines.append(_row(_cells(line, shown)))
+                lines.append(row([f"*{KINDS[kind]}*", *[""] * (len(head) - 1)]))
+            lines.append(row(_cells(line, shown)))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
@@ -115,5 +116,6 @@ def _cells(line: Line, shown: list[str]) -> list[str]:
     return [line.method, *texts, f"{line.evaluations:.0f}", f"{line.derivatives:.0f}", f"{line.seconds:.2f}"]
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    r"""Returns a line of a table in Markdown."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -9,14 +9,14 @@ from dataclasses import replace
 from emprior.bench.methods import METHODS, Method
 from emprior.bench.plan import Plan
 from emprior.bench.records import DONE, Record, Shelf
-from emprior.bench.runner import Bout, cell, cell_key, paced_settings
+from emprior.bench.runner import Bout, Tuned, cell, cell_key, paced_settings
 from emprior.bench.suites import Suite
 
 BASES = (2, 3, 5)
 """The bases of Halton's sequence, one for each setting that is tried."""
 
 
-def tuned(shelf: Shelf, say: Callable[[str], None]) -> Callable[[Suite, str, str, Plan], Mapping[str, float]]:
+def tuned(shelf: Shelf, say: Callable[[str], None]) -> Tuned:
     r"""Returns what chooses settings; its trials are kept beside the records, and are not run again.
 
     Arguments:

@@ -62,7 +62,7 @@ class Settings:
         stop: The last.
         trust: The `trust` of a continuation or of an annealed start.
         tolerance: The relative gradient at which a descent stops.
-        leaps: The mean number of leaps of a Hamiltonian trajectory.
+        leaps: The mean number of gradients of a Hamiltonian trajectory.
         rhat: The largest R-hat at which chains may stop.
         ess: The least effective sample size at which chains may stop.
         fresh: Whether the method makes its own start, rather than begin where the rows are.
@@ -74,7 +74,7 @@ class Settings:
     stop: float = 0.03
     trust: float = 2.0
     tolerance: float = 1e-5
-    leaps: int = 4
+    leaps: int = 3
     rhat: float = 1.05
     ess: float = math.inf
     fresh: bool = True
@@ -146,7 +146,7 @@ def _skrock(s: Settings) -> list[Stage]:
 
 def _tempering(s: Settings) -> list[Stage]:
     burn_in = s.steps // 4
-    return [*_annealing(s), Stage(Tempering(MALA(adapt=burn_in), adapt=burn_in), s.steps, burn_in)]
+    return [*_annealing(s), Stage(Tempering(HMC(leaps=s.leaps, adapt=burn_in), adapt=burn_in), s.steps, burn_in)]
 
 
 def _flow(s: Settings) -> list[Stage]:

@@ -50,8 +50,8 @@ def verify(
         suites: The names of suites: `"gaussian"`, fields of 8 x 8 and 32 x 32 pixels under four operators;
             `"modes"`, a posterior of two modes far apart; `"calibration"`, the ranks of many truths among draws, on
             the small fields and the two modes; `"images"`, a mixture fitted to photographs under the bundled
-            problems; `"signals"`, signals with independent increments; `"efficiency"`, effective draws for the gradients
-            that they cost, beside unadjusted Langevin's.
+            problems; `"signals"`, signals with independent increments; `"efficiency"`, effective draws for
+            the gradients that they cost, beside unadjusted Langevin's.
         method: The name of a method that samples; by default the one that the suite is for.
         peers: Names of samplers of deepinv, `PEERS`, to run beside it on the small fields and on the two modes. Their
             rows have no bars.

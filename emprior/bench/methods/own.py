@@ -11,6 +11,7 @@ from emprior._solve import solve
 from emprior.bench.methods.base import Answer, Method, Models, Settings, Task, paced_once
 from emprior.operators import without_noise
 from emprior.result import Result
+from emprior.status import Status
 from emprior.verify.images import Path
 
 STATES = 256
@@ -37,6 +38,7 @@ def minimum(
         without_noise(task.operator), task.y, prior, method="map", sigma=sigma or task.sigma, seed=seed,
         steps=int(settings["steps"]), weight=settings["weight"], progress=False,
     )  # fmt: skip
+    _check_whole(result)
     return Answer(result.estimate, note=_note(result))
 
 
@@ -51,6 +53,7 @@ def posterior(
         steps=int(settings["steps"]), samples=int(settings["chains"]), weight=settings["weight"], progress=False,
         callback=path,
     )  # fmt: skip
+    _check_whole(result)
     draws = [path.draws(result, image, samples) for image in range(len(task.y))]
     count = min(len(part) for part in draws)
     stacked = torch.stack([part[:count] for part in draws], 1).to(task.y).unflatten(2, task.shape)
@@ -63,6 +66,7 @@ def flow(task: Task, models: Models, samples: int, seed: int, settings: Settings
         without_noise(task.operator), task.y, models.prior, method="flow", sigma=task.sigma, seed=seed,
         steps=int(settings["steps"]), samples=samples, weight=settings["weight"], progress=False,
     )  # fmt: skip
+    _check_whole(result)
     return Answer(result.mean, result.samples, result.std, _note(result))
 
 
@@ -113,6 +117,12 @@ def _flow_within(settings: Settings, samples: int, budget: int) -> Settings:
 def _untraced(budget: int) -> int:
     r"""Returns what is left of a budget for a row once the energies of its trace are paid for."""
     return max(budget // 2, budget - 2 * TRACE)
+
+
+def _check_whole(result: Result) -> None:
+    r"""Raises a KeyboardInterrupt if the solver was stopped before its end, so that no record is made of a part."""
+    if Status.INTERRUPTED in result.diagnostics.status:
+        raise KeyboardInterrupt
 
 
 def _note(result: Result) -> str:

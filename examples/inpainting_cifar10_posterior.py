@@ -5,7 +5,7 @@ r"""Restores a photograph with missing pixels by MAP and by posterior sampling.
 
 The photograph is the cat that ships with scikit-image, reduced to 32 x 32; `A` keeps 30 % of its pixels.
 
-    python examples/inpainting_cifar10_mala.py --out out/inpainting
+    python examples/inpainting_cifar10_posterior.py --out out/inpainting
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from emprior.plot import figure, save_figure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("out/inpainting"), help="the folder to write to")
-    parser.add_argument("--steps", type=int, help="Langevin steps; the method's default unless given")
-    parser.add_argument("--samples", type=int, default=8, help="chains")
+    parser.add_argument("--steps", type=int, default=300, help="paths of each chain (300)")
+    parser.add_argument("--samples", type=int, default=4, help="chains (4)")
     args = parser.parse_args()
 
     cat = skimage.data.chelsea()[:, 75:375]
@@ -36,18 +36,17 @@ def main() -> None:
     y = problem.measure(x, seed=0)
 
     lines = {}
-    for method, samples in (("map", 1), ("mala", args.samples)):
-        steps = args.steps if method == "mala" else None
+    for method, samples, steps in (("map", 1, None), ("posterior", args.samples, args.steps)):
         result = emprior.solve(problem.operator, y, prior="cifar10", method=method, samples=samples, steps=steps)
         folder = args.out / method
         result.save(folder)
         save_figure(figure(result, truth=x), folder / "figure.png")
         figures = {"psnr": psnr(result.estimate, x).item(), "ssim": ssim(result.estimate, x).item()}
         lines[method] = figures | result.diagnostics.summary()
-        print(f"{method:5}" + "".join(f"  {name} {value:.4g}" for name, value in lines[method].items()))
-        print("\n".join(f"       {line}" for line in (result.status.value, *result.diagnostics.verdict)))
+        print(f"{method:9}" + "".join(f"  {name} {value:.4g}" for name, value in lines[method].items()))
+        print("\n".join(f"           {line}" for line in (result.status.value, *result.diagnostics.verdict)))
     (args.out / "figures.json").write_text(json.dumps(lines, indent=2) + "\n")
-    print(f"written to {args.out}: {', '.join(sorted(p.name for p in (args.out / 'mala').iterdir()))}")
+    print(f"written to {args.out}: {', '.join(sorted(p.name for p in (args.out / 'posterior').iterdir()))}")
 
 
 if __name__ == "__main__":
