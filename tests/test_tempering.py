@@ -15,9 +15,12 @@ from emprior._noise import Noise
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianMixturePrior
-from emprior.solvers import MALA, ULA, Stage, run
+from emprior.solvers import HMC, MALA, ULA, Stage, run
 from emprior.solvers.gibbs import SplitGibbs
-from emprior.solvers.tempering import Known, Tempered, Tempering, even
+from emprior.solvers.metric import SpectralMetric
+from emprior.solvers.replica import Tempered
+from emprior.solvers.rungs import Rungs
+from emprior.solvers.tempering import Tempering
 
 ADAPT, LADDER = 160, (1.0, 0.6, 0.3, 0.05)
 
@@ -56,11 +59,11 @@ def shares(kept, exact):
     return (second < first).double().mean(0)
 
 
-@pytest.mark.parametrize("method", [MALA, SplitGibbs])
-def test_modes_have_their_weights(modes, method):
+@pytest.mark.parametrize(("method", "count"), [(HMC, 200), (SplitGibbs, 250)])
+def test_modes_have_their_weights(modes, method, count):
     posterior, exact = modes
     solver = Tempering(method(adapt=ADAPT), LADDER, ADAPT)
-    kept, out = sampled(solver, posterior, exact.means[:, 0], samples=120, steps=250)
+    kept, out = sampled(solver, posterior, exact.means[:, 0], samples=120, steps=count)
     share = shares(kept, exact)
     error = share.std(0) / math.sqrt(len(share))
     assert (error < 0.017).all()
@@ -77,7 +80,7 @@ def test_modes_have_their_weights(modes, method):
             z = (means.mean(0) - truth) / means.std(0) * math.sqrt(len(means))
             assert z.abs().max() < 4.5
             assert z.square().mean() < 1.6
-    assert ((out.acceptance - 0.574).abs() < 0.07).all()
+    assert (out.acceptance > solver.solver.target - 0.07).all()
 
 
 def covariance(exact):
@@ -97,7 +100,7 @@ def test_a_plain_chain_never_leaves_its_mode(modes):
 def test_one_replica_is_the_method_itself(case, field):
     operator, y, _ = case
     posterior, start = Posterior(GaussianFidelity(operator, y), field, 1.3), torch.full((2, *SHAPE), 0.5).double()
-    for solver in (MALA(adapt=20), SplitGibbs(adapt=20)):
+    for solver in (MALA(adapt=20), HMC(adapt=20), SplitGibbs(adapt=20)):
         alone, first = sampled(solver, posterior, start, samples=2, steps=10, burn_in=20)
         one, second = sampled(Tempering(solver, (1.0,), adapt=20), posterior, start, samples=2, steps=10, burn_in=20)
         assert torch.equal(alone, one)
@@ -119,15 +122,15 @@ def test_what_replicas_carry_is_what_they_would_evaluate(modes):
     posterior, exact = modes
     solver = Tempering(MALA(adapt=64), LADDER, adapt=64)
     for state in steps(solver, posterior, exact.means[:, 0].repeat(8, 1, 1, 1), 60, samples=8)[-5:]:
-        for k, (replica, known) in enumerate(zip(state.replicas, state.known, strict=True)):
-            value, gradient = posterior.prior.value_and_grad(replica.x)
-            assert torch.equal(known.x, replica.x)
-            torch.testing.assert_close((known.value, known.gradient), (value, gradient))
-            beta = state.ladder[k]
-            torch.testing.assert_close(replica.value, posterior.fidelity(replica.x) + beta * value)
-            expected = posterior.fidelity.value_and_grad(replica.x)[1] + beta[:, None, None, None] * gradient
-            torch.testing.assert_close(replica.gradient, expected)
-        assert torch.equal(state.x, state.replicas[0].x)
+        assert torch.equal(state.known.x, state.replicas.x)
+        rungs, known = Rungs(len(LADDER), 2), state.known
+        rows = (known.x, known.value, known.gradient, state.replicas.value, state.replicas.gradient)
+        for beta, x, *carried in zip(state.ladder, *(rungs.split(part) for part in rows), strict=True):
+            value, gradient = posterior.prior.value_and_grad(x)
+            data, slope = posterior.fidelity.value_and_grad(x)
+            own = (data + beta * value, slope + beta[:, None, None, None] * gradient)
+            torch.testing.assert_close(tuple(carried), (value, gradient, *own))
+        assert torch.equal(state.x, rungs.split(state.replicas.x)[0])
         torch.testing.assert_close(state.value, posterior(state.x))
 
 
@@ -139,7 +142,7 @@ def test_gradients_are_counted(modes):
     class Counted(GaussianMixturePrior):
         def value_and_grad(self, x):
             nonlocal calls
-            calls += 1
+            calls += len(x)
             return super().value_and_grad(x)
 
     prior = posterior.prior
@@ -147,21 +150,21 @@ def test_gradients_are_counted(modes):
     _, out = sampled(
         Tempering(MALA(adapt=20), LADDER, 20), Posterior(posterior.fidelity, counted), exact.mean, 2, 30, 20
     )
-    assert calls == out.evaluations == 50 * len(LADDER) + 1
+    assert calls == 4 * out.evaluations == 4 * (50 * len(LADDER) + 1)
 
 
 def test_the_ladder_is_adapted_to_equal_rejection(modes):
     posterior, exact = modes
-    solver = Tempering(MALA(adapt=400), (1.0, 0.98, 0.96, 0.05), adapt=240)
+    solver = Tempering(MALA(adapt=400), (1.0, 0.98, 0.96, 0.94, 0.05), adapt=240)
     state = steps(solver, posterior, exact.means[:, 0].repeat(40, 1, 1, 1), 320, samples=40)[-1]
-    rates = state.swap_rate.reshape(3, 40, 2).mean(1)
-    assert state.tries.flatten().tolist() == [100, 100, 100]
-    assert rates.min() > 0.3
+    rates = state.swap_rate.reshape(4, 40, 2).mean(1)
+    assert state.tries.flatten().tolist() == [100, 100, 100, 100]
+    assert rates.min() > 0.45
     assert (rates.amax(0) - rates.amin(0) < 0.1).all()
-    ladder = state.ladder.reshape(4, 40, 2)
-    assert torch.equal(ladder, ladder[:, :1].expand(4, 40, 2))
+    ladder = state.ladder.reshape(5, 40, 2)
+    assert torch.equal(ladder, ladder[:, :1].expand(5, 40, 2))
     assert (ladder[0] == 1).all()
-    assert (ladder[-1] == 0.05).all()
+    torch.testing.assert_close(ladder[-1], torch.full_like(ladder[-1], 0.05))
     assert (ladder.diff(dim=0) < 0).all()
 
 
@@ -183,12 +186,31 @@ def unit():
     return emprior.priors.GaussianPrior(torch.zeros(1, 1, 2).double(), torch.ones(1, 1, 2).double())
 
 
-def test_even_rungs():
-    ladder = torch.tensor([[1.0, 1.0], [0.5, 0.1], [0.25, 0.01], [0.125, 0.001]]).double()
-    torch.testing.assert_close(even(ladder, torch.full((3, 2), 0.4).double()), ladder)
-    moved = even(ladder, torch.tensor([[0.9, 0.2], [0.3, 0.3], [0.3, 0.4]]).double())
-    torch.testing.assert_close(moved[:, 0].log2(), torch.tensor([0, -5 / 9, -4 / 3, -3]).double())
-    torch.testing.assert_close(moved[:, 1].log10(), torch.tensor([0, -4 / 3, -2.25, -3]).double())
+def test_how_far_replicas_reach_is_told(modes, caplog):
+    r"""A barrier of about 2, of which three replicas climb one."""
+    posterior, exact = modes
+    solver, noise = Tempering(HMC(adapt=128), (1.0, 0.5, 0.05), adapt=128), streams(2, 20)
+    state = solver.init(posterior, exact.means[:, 0].repeat(20, 1, 1, 1), noise)
+    with caplog.at_level("INFO", "emprior"):
+        for _ in range(128):
+            state, info = solver.step(posterior, state, noise)
+    assert torch.equal(info.numbers["reach"], state.ladder[-1])
+    assert (state.ladder[-1] > 0.1).all()
+    assert (state.swap_rate.reshape(2, 20, 2).mean(1) > 0.4).all()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("image 0: 3 replicas reach an inverse temperature of 0.")
+    assert second.endswith("where 0.05 was asked for. Pass a ladder of about 5, or one that ends sooner.")
+
+
+def test_swaps_prepare_no_metric(field, monkeypatch):
+    r"""A metric that takes a matrix is made once, for all replicas, however often rows are exchanged."""
+    operator, calls = make_operator("blur"), []
+    posterior = Posterior(GaussianFidelity(operator, operator.A(field.sample(2, seed=1))), field)
+    whole = GaussianFidelity.hessian
+    monkeypatch.setattr(GaussianFidelity, "hessian", lambda self, like: calls.append(self) or whole(self, like))
+    end = steps(Tempering(HMC(adapt=20), (1.0, 0.9), 20), posterior, posterior.fidelity.y, 25)[-1]
+    assert isinstance(end.replicas.warmup.known, SpectralMetric)
+    assert len(calls) == 1
 
 
 def test_samples_under_an_interaction_swap_together(field):
@@ -229,7 +251,7 @@ def test_what_does_not_fit_is_refused(modes):
     for ladder in ((), (0.9, 0.5), (1.0, 0.5, 0.5), (1.0, 0.0)):
         with pytest.raises(ValueError, match="inverse temperatures that fall from 1"):
             Tempering(ladder=ladder)
-    with pytest.raises(TypeError, match="needs a method with a Metropolis test"):
+    with pytest.raises(TypeError, match=r"needs a method with a Metropolis test, got ULA. Use Tempering\(HMC"):
         steps(Tempering(ULA(0.01)), posterior, exact.mean, 1)
     with pytest.raises(TypeError, match="Tempering needs a data term and a prior"):
         Tempering().check(posterior.prior)
@@ -237,15 +259,3 @@ def test_what_does_not_fit_is_refused(modes):
     for ask in (lambda: tempered.denoise(exact.mean, 0.1), lambda: tempered.sample(1)):
         with pytest.raises(TypeError, match="no denoiser and no draws"):
             ask()
-
-
-def test_rows_that_were_not_evaluated_last_are_evaluated(modes):
-    posterior, exact = modes
-    tempered = Tempered(posterior.prior, torch.ones(2).double())
-    before = Known(exact.mean, *posterior.prior.value_and_grad(exact.mean))
-    tempered.value_and_grad(exact.mean + 1)
-    mixed = torch.stack([exact.mean[0] + 1, exact.mean[1]])
-    for x in (mixed, exact.mean + 2):
-        known = tempered.moved(before, x)
-        value, gradient = posterior.prior.value_and_grad(x)
-        torch.testing.assert_close((known.x, known.value, known.gradient), (x, value, gradient))

@@ -2,7 +2,8 @@ r"""Methods whose rows are moved under a law that changes, without asking the pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -32,6 +33,10 @@ class Known:
         x, gradient = torch.where(take, self.x, other.x), torch.where(take, self.gradient, other.gradient)
         return Known(x, torch.where(rows, self.value, other.value), gradient)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Known:
+        r"""Returns these with every tensor changed alike."""
+        return Known(change(self.x), change(self.value), change(self.gradient))
+
     def holds(self, x: Image) -> Tensor:
         r"""Returns which rows are those of `x`, `(S B,)`."""
         return (self.x == x).flatten(1).all(1)
@@ -49,7 +54,7 @@ class Tempered(Prior):
     def __init__(self, prior: Prior, factor: PerImage, known: Known | None = None) -> None:
         super().__init__(prior.shape)
         self.prior, self.factor, self.known = prior, factor, known
-        self.curvature = prior.curvature
+        self.curvature, self.spectrum = prior.curvature, prior.spectrum
 
     def forward(self, x: Image) -> PerImage:
         return self.factor * self.prior(x)
@@ -73,6 +78,16 @@ class Tempered(Prior):
 
 
 def resumed(solver: Solver, law: Posterior, state: State, x: Image, noise: Noise) -> State:
-    r"""Returns the state of a method at rows `x` under another law, with what it learnt."""
+    r"""Returns the state of a method at rows `x` under another law, with what it learnt.
+
+    What it would prepare to learn from is not made, as a metric that takes a matrix.
+    """
     kept = {entry.name: getattr(state, entry.name) for entry in fields(state) if entry.name in LEARNT}
-    return replace(solver.init(law, x, noise), **kept)
+    return replace(_settled(solver).init(law, x, noise), **kept)
+
+
+def _settled(solver: Solver) -> Solver:
+    r"""Returns the method as it is once it has learnt."""
+    assert is_dataclass(solver)
+    learns = any(entry.name == "adapt" for entry in fields(solver))
+    return replace(solver, adapt=0) if learns else solver

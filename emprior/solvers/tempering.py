@@ -2,6 +2,7 @@ r"""Parallel tempering of the prior."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,34 +12,18 @@ from emprior._noise import Noise
 from emprior._types import Image
 from emprior.energy import Energy, Posterior
 from emprior.solvers.base import Info, Solver, State, as_posterior
-from emprior.solvers.mala import MALA
+from emprior.solvers.hmc import HMC
+from emprior.solvers.ladder import REJECTION, barriers, even
 from emprior.solvers.metric import metropolis, pooled
 from emprior.solvers.replica import Known, Tempered, resumed
+from emprior.solvers.rungs import RungFidelity, RungNoise, Rungs, exchanged, taken
 
+logger = logging.getLogger("emprior")
 
-def even(ladder: Tensor, rejection: Tensor) -> Tensor:
-    r"""Returns the ladder on which neighbours reject alike, each end kept.
-
-    The sums of rejections up to each rung sample the communication barrier :math:`\Lambda(\beta)`; new rungs divide
-    it evenly, by linear interpolation of :math:`\log \beta` over :math:`\Lambda`.
-
-    Arguments:
-        ladder: Inverse temperatures of each row, `(K, S B)`, falling.
-        rejection: The mean rejection of swaps between neighbours, `(K - 1, S B)`.
-
-    Examples:
-        >>> ladder = torch.tensor([[1.0], [0.1], [0.01]])
-        >>> even(ladder, torch.tensor([[0.75], [0.25]])).T.log10()
-        tensor([[ 0.0000, -0.6667, -2.0000]])
-    """
-    steps = rejection.clamp(min=1e-3)
-    barrier = torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)]).mT.contiguous()
-    shares = torch.linspace(0, 1, len(ladder), dtype=ladder.dtype, device=ladder.device)
-    goal = (barrier[:, -1:] * shares)[:, 1:-1].contiguous()
-    above = torch.searchsorted(barrier, goal).clamp(1, len(ladder) - 1)
-    low, high, logs = barrier.gather(1, above - 1), barrier.gather(1, above), ladder.log().mT
-    inner = logs.gather(1, above - 1).lerp(logs.gather(1, above), (goal - low) / (high - low))
-    return torch.cat([ladder[:1], inner.mT.exp(), ladder[-1:]])
+SHORT = (
+    "image %d: %d replicas reach an inverse temperature of %.2f, where %.2f was asked for. "
+    "Pass a ladder of about %.0f, or one that ends sooner."
+)
 
 
 @dataclass(frozen=True)
@@ -46,15 +31,15 @@ class TemperingState(State):
     r"""The rows at :math:`\beta = 1`, and all replicas.
 
     Arguments:
-        replicas: The state of the method at each inverse temperature.
-        known: The rows of each replica, and their prior energies.
+        replicas: The state of the method, of all replicas in one batch; see :class:`emprior.solvers.rungs.Rungs`.
+        known: The rows of the batch, and their prior energies.
         ladder: The inverse temperatures of each row, `(K, S B)`.
         swaps: The probabilities of the swaps of neighbours since the ladder last changed, added up, `(K - 1, S B)`.
         tries: How many swaps that were, `(K - 1, 1)`.
     """
 
-    replicas: tuple[State, ...]
-    known: tuple[Known, ...]
+    replicas: State
+    known: Known
     ladder: Tensor
     swaps: Tensor
     tries: Tensor
@@ -84,8 +69,15 @@ class Tempering(Solver):
     root of those that the data leave open. A nonlinear operator can have barriers of its own, which stay. An
     interaction is not tempered, and swaps all samples of an image together.
 
-    During burn-in the inner rungs are moved, for each image, until neighbours reject alike. A replica keeps the step
-    that it learnt; a swap costs no gradient of the prior, which rows carry with them.
+    All replicas move in one batch and in the metric of :math:`\beta = 1`, each with steps of its own. A method of
+    long paths is for it: where the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to cross what
+    replica `k` crosses, where Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the step that it
+    learnt; a swap costs no gradient of the prior, which rows carry with them.
+
+    During burn-in the rungs are moved, for each image, until neighbours reject alike, and not more than half of the
+    swaps: `K` rungs climb a barrier of :math:`\Lambda = (K - 1) / 2`. Where that does not reach to the end of
+    `ladder` it ends sooner, which is logged with the rungs that would. Each iteration tells the last
+    :math:`\beta` as `"reach"`.
 
     References:
         | Replica-exchange Monte Carlo method for the isobaric-isothermal ensemble (Okabe et al., 2001)
@@ -94,7 +86,7 @@ class Tempering(Solver):
         | https://arxiv.org/abs/1905.02939
 
     Arguments:
-        solver: A method with a Metropolis test, which moves each replica.
+        solver: A method with a Metropolis test, which moves the replicas.
         ladder: The first inverse temperatures, falling from 1. The last should leave barriers of a few nats.
         adapt: The iterations over which the ladder is adapted, in their first half; make it the burn-in and the
             `adapt` of the method.
@@ -104,8 +96,8 @@ class Tempering(Solver):
         TypeError: The method has no Metropolis test.
     """
 
-    solver: Solver = field(default_factory=MALA)
-    ladder: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
+    solver: Solver = field(default_factory=HMC)
+    ladder: tuple[float, ...] = tuple(8 ** (-k / 7) for k in range(8))
     adapt: int = 0
     samples = True
 
@@ -120,67 +112,106 @@ class Tempering(Solver):
         self.solver.check(energy)
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> TemperingState:
-        posterior, rungs = as_posterior(energy, "Tempering"), len(self.ladder)
-        known = Known(x, *posterior.prior.value_and_grad(x))
-        ladder = known.value.new_tensor(self.ladder)[:, None].repeat(1, len(x))
-        replicas = tuple(self.solver.init(self._law(posterior, k, ladder, known), x, noise) for k in range(rungs))
-        first, zeros = replicas[0], known.value.new_zeros(rungs - 1, len(x))
-        return TemperingState(x, 0, first.done, first.value, replicas, (known,) * rungs, ladder, zeros, zeros[:, :1])
+        posterior, rungs = as_posterior(energy, "Tempering"), self._rungs(energy)
+        first = Known(x, *posterior.prior.value_and_grad(x))
+        ladder = first.value.new_tensor(self.ladder)[:, None].repeat(1, len(x))
+        known, zeros = first.map(rungs.repeat), torch.zeros_like(ladder[1:])
+        replicas = self.solver.init(tempered(posterior, ladder, rungs, known), known.x, RungNoise(noise, rungs))
+        return _reported(rungs, 0, replicas, known, ladder, zeros, zeros[:, :1])
 
     def step(self, energy: Energy, state: TemperingState, noise: Noise) -> tuple[State, Info]:
-        posterior, count = as_posterior(energy, "Tempering"), state.count + 1
-        replicas, moved, info = self._move(posterior, state, noise)
-        known, swaps, tries = self._swap(posterior, state, moved, noise)
-        ladder = state.ladder
-        if count in self._renewals():
-            rate = torch.stack([pooled(row, energy) for row in swaps / tries.clamp(min=1)])
-            ladder, swaps, tries = even(ladder, 1 - rate), torch.zeros_like(swaps), torch.zeros_like(tries)
-        for k, (before, after) in enumerate(zip(moved, known, strict=True)):
-            if ladder is not state.ladder or after is not before:
-                replicas[k] = resumed(self.solver, self._law(posterior, k, ladder, after), replicas[k], after.x, noise)
-        first = replicas[0]
-        fresh = TemperingState(first.x, count, first.done, first.value, tuple(replicas), known, ladder, swaps, tries)
-        return fresh, info
+        posterior, rungs, count = as_posterior(energy, "Tempering"), self._rungs(energy), state.count + 1
+        streams, law = RungNoise(noise, rungs), tempered(posterior, state.ladder, rungs)
+        replicas, info = self.solver.step(law, _restored(rungs, state), streams)
+        if info.accepted is None:
+            name = type(self.solver).__name__
+            raise TypeError(f"Tempering needs a method with a Metropolis test, got {name}. Use Tempering(HMC()).")
+        assert isinstance(law.prior, Tempered)
+        known, ladder, swaps, tries = law.prior.moved(state.known, replicas.x), state.ladder, state.swaps, state.tries
+        if rungs.count > 1:
+            known, probability, tried = exchange(law, rungs, known, ladder, state.count % 2, streams)
+            swaps, tries = swaps + probability, tries + tried
+            if count in self._renewals():
+                ladder = self._renewed(energy, ladder, swaps / tries.clamp(min=1), count)
+                swaps, tries = torch.zeros_like(swaps), torch.zeros_like(tries)
+            replicas = resumed(self.solver, tempered(posterior, ladder, rungs, known), replicas, known.x, streams)
+        shared = (rungs.count - 1) * (state.count == 0)
+        info = replace(info, evaluations=rungs.count * info.evaluations - shared)
+        return _reported(rungs, count, replicas, known, ladder, swaps, tries), _first(rungs, info, ladder[-1])
 
-    def _law(self, posterior: Posterior, k: int, ladder: Tensor, known: Known | None = None) -> Posterior:
-        r"""Returns the law of replica `k`, :math:`f + \beta_k w E`.
+    def _rungs(self, energy: Energy) -> Rungs:
+        return Rungs(len(self.ladder), as_posterior(energy, "Tempering").fidelity.images)
 
-        Its `weight` is `w` times the first :math:`\beta_k`, alike for all images, from which methods make their
-        metric :math:`\beta_k w L I + A^\top A / \sigma^2`; the ratio of each image's own :math:`\beta_k` to it is a
-        factor of the prior.
-        """
-        prior = Tempered(posterior.prior, ladder[k] / self.ladder[k], known)
-        return Posterior(posterior.fidelity, prior, self.ladder[k] * posterior.weight, posterior.interaction)
-
-    def _move(self, posterior: Posterior, state: TemperingState, noise: Noise) -> tuple[list[State], list[Known], Info]:
-        r"""Moves each replica by one step of the method."""
-        replicas, known, infos = [replace(state.replicas[0], x=state.x), *state.replicas[1:]], [], []
-        for k, before in enumerate(state.known):
-            law = self._law(posterior, k, state.ladder)
-            replicas[k], info = self.solver.step(law, replicas[k], noise)
-            if info.accepted is None:
-                name = type(self.solver).__name__
-                raise TypeError(f"Tempering needs a method with a Metropolis test, got {name}. Use Tempering(MALA()).")
-            assert isinstance(law.prior, Tempered)
-            known.append(law.prior.moved(before, replicas[k].x))
-            infos.append(info)
-        shared = (len(infos) - 1) * (state.count == 0)
-        return replicas, known, replace(infos[0], evaluations=sum(info.evaluations for info in infos) - shared)
-
-    def _swap(
-        self, posterior: Posterior, state: TemperingState, known: list[Known], noise: Noise
-    ) -> tuple[tuple[Known, ...], Tensor, Tensor]:
-        r"""Exchanges the rows of every other pair of neighbours, and adds up the probabilities."""
-        known, swaps, tries = list(known), state.swaps.clone(), state.tries.clone()
-        for k in range(state.count % 2, len(known) - 1, 2):
-            cold, hot = known[k], known[k + 1]
-            ratio = (state.ladder[k] - state.ladder[k + 1]) * posterior.weight * (cold.value - hot.value)
-            probability, swapped = metropolis(ratio, posterior, noise)
-            known[k], known[k + 1] = hot.where(swapped, cold), cold.where(swapped, hot)
-            swaps[k] += probability
-            tries[k] += 1
-        return tuple(known), swaps, tries
+    def _renewed(self, energy: Energy, ladder: Tensor, rate: Tensor, count: int) -> Tensor:
+        r"""Returns the ladder that the acceptance of swaps asks for, and says of the last how far it reaches."""
+        rejection, last = 1 - torch.stack([pooled(row, energy) for row in rate]), self.ladder[-1]
+        fresh, total = even(ladder, rejection, last), barriers(ladder, rejection, last)[1][-1]
+        if count == max(self._renewals()):
+            for image in range(as_posterior(energy, "Tempering").fidelity.images):
+                if float(fresh[-1, image]) > 1.1 * last:
+                    logger.info(SHORT, image, len(ladder), fresh[-1, image], last, 1 + total[image] / REJECTION)
+        return fresh
 
     def _renewals(self) -> set[int]:
         r"""Returns the iterations after which the ladder is renewed, the ends of rounds that double."""
         return {self.adapt >> k for k in range(1, 5) if self.adapt >> k >= 8 and len(self.ladder) > 2}
+
+
+def tempered(posterior: Posterior, ladder: Tensor, rungs: Rungs, known: Known | None = None) -> Posterior:
+    r"""Returns the law of all replicas, :math:`f + \beta_k w E`, of one batch.
+
+    Its `weight` and the curvatures of its prior are those at :math:`\beta = 1`, from which methods make the metric
+    that all replicas move in.
+    """
+    prior, fidelity = Tempered(posterior.prior, rungs.join(ladder), known), RungFidelity(posterior.fidelity, rungs)
+    return Posterior(fidelity, prior, posterior.weight, posterior.interaction)
+
+
+def exchange(
+    law: Posterior, rungs: Rungs, known: Known, ladder: Tensor, first: int, noise: Noise
+) -> tuple[Known, Tensor, Tensor]:
+    r"""Exchanges the rows of every other pair of neighbours.
+
+    Arguments:
+        law: The law of all replicas.
+        rungs: How they lie in a batch.
+        known: The rows of the batch, `(S K B, *shape)`.
+        ladder: The inverse temperatures, `(K, S B)`.
+        first: The replica that the first pair begins with, 0 or 1.
+        noise: The streams of the batch.
+
+    Returns:
+        The rows, the probabilities of the swaps, `(K - 1, S B)`, zero for pairs whose turn it is not, and whether
+        it is, `(K - 1, 1)`.
+    """
+    energy = rungs.split(known.value)
+    tried = (torch.arange(len(ladder) - 1, device=ladder.device)[:, None] % 2 == first).to(ladder)
+    ratio = ladder.diff(dim=0) * law.weight * energy.diff(dim=0)
+    closed = torch.full_like(ladder, -torch.inf)
+    closed[:-1] = torch.where(tried > 0, ratio, closed[:-1])
+    probability, swapped = (rungs.split(part) for part in metropolis(rungs.join(closed), law, noise))
+    order = exchanged(swapped)
+    return known.map(lambda batch: rungs.join(taken(rungs.split(batch), order))), probability[:-1], tried
+
+
+def _restored(rungs: Rungs, state: TemperingState) -> State:
+    r"""Returns the state of the method with the rows at :math:`\beta = 1` where the loop has put them."""
+    return replace(state.replicas, x=rungs.join(torch.cat([state.x[None], rungs.split(state.replicas.x)[1:]])))
+
+
+def _reported(
+    rungs: Rungs, count: int, replicas: State, known: Known, ladder: Tensor, swaps: Tensor, tries: Tensor
+) -> TemperingState:
+    r"""Returns a state whose rows are those at :math:`\beta = 1`."""
+    value = None if replicas.value is None else rungs.split(replicas.value)[0]
+    x, done = (rungs.split(part)[0] for part in (replicas.x, replicas.done))
+    return TemperingState(x, count, done, value, replicas, known, ladder, swaps, tries)
+
+
+def _first(rungs: Rungs, info: Info, reach: Tensor) -> Info:
+    r"""Returns what the method tells of the rows at :math:`\beta = 1`."""
+    accepted, size, stalled = (
+        None if part is None else rungs.split(part)[0] for part in (info.accepted, info.step_size, info.stalled)
+    )
+    numbers = {name: rungs.split(part)[0] for name, part in info.numbers.items()}
+    return Info(info.evaluations, accepted, size, stalled, numbers | {"reach": reach})

@@ -40,8 +40,12 @@ DECIBELS = 25.0
 """How far the noise is below the median power of what is measured."""
 
 LEVEL = 0.9
-LONG, FAR = {"steps": 2000}, {"steps": 500, "leaps": 128}
-"""The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps."""
+LONG, FAR, OFTEN = {"steps": 2000}, {"steps": 500, "leaps": 128}, {"steps": 8000, "leaps": 32}
+"""The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps; and
+of replicas for such a law, which are to be exchanged before they are done with it."""
+
+SAMPLES = 4
+"""The chains of each signal."""
 
 BURN_IN, DRAWS, CHAINS = 100, 400, 8
 """The schedule of the exact sampler."""
@@ -73,13 +77,15 @@ def signals(method: str, steps: int | None, images: int, seed: int) -> Iterator[
     """
     for name, law in LAWS.items():
         prior = LevyPrior(law, LENGTH)
-        prior.settings = dict.fromkeys(("posterior", "hmc"), FAR if law.width > 0 else LONG)
+        wide = law.width > 0
+        prior.settings = dict.fromkeys(("posterior", "hmc"), FAR if wide else LONG)
+        prior.settings["tempering"] = OFTEN if wide else LONG
         for problem in PROBLEMS:
             operator, sigma, y = measured(law, problem, images, seed)
             path: list[Tensor] = []
             result = solve(
-                operator, y, prior, method=method, steps=steps, sigma=sigma, seed=seed, progress=False,
-                callback=partial(_follow, path),
+                operator, y, prior, method=method, samples=SAMPLES, steps=steps, sigma=sigma, seed=seed,
+                progress=False, callback=partial(_follow, path),
             )  # fmt: skip
             assert result.diagnostics.draws is not None
             kept = torch.stack(path[-int(result.diagnostics.draws.max()) :]).flatten(0, 1)

@@ -1,0 +1,75 @@
+r"""Ladders against barriers that are known, and replicas in one batch against each on its own."""
+
+from __future__ import annotations
+
+import torch
+from conftest import SHAPE
+
+from emprior._noise import Noise
+from emprior.fidelity import GaussianFidelity
+from emprior.solvers.ladder import even
+from emprior.solvers.replica import Known, Tempered
+from emprior.solvers.rungs import RungFidelity, RungNoise, Rungs, exchanged
+
+
+def streams(images, samples, seed=0):
+    return Noise([(seed, b, s) for s in range(samples) for b in range(images)], dtype=torch.float64)
+
+
+def test_even_rungs():
+    ladder = torch.tensor([[1.0, 1.0], [0.5, 0.1], [0.25, 0.01], [0.125, 0.001]]).double()
+    torch.testing.assert_close(even(ladder[:, :1], torch.full((3, 1), 0.4).double(), 0.125), ladder[:, :1])
+    moved = even(ladder[:, 1:], torch.tensor([[0.2], [0.3], [0.4]]).double(), 0.001)
+    torch.testing.assert_close(moved[:, 0].log10(), torch.tensor([0, -4 / 3, -2.25, -3]).double())
+
+
+def test_a_ladder_that_would_break_ends_sooner_and_one_that_can_goes_on():
+    r"""Barriers of 0.9 a decade, of which three rungs climb one; then of 0.4 a decade, as one decade has shown."""
+    ladder = torch.tensor([[1.0], [0.1], [0.01]]).double()
+    steep = even(ladder, torch.full((2, 1), 0.9).double(), 0.01)
+    torch.testing.assert_close(steep[:, 0].log10(), torch.tensor([0, -0.5 / 0.9, -1 / 0.9]).double())
+    flat = even(ladder[:2].sqrt(), torch.full((1, 1), 0.2).double(), 0.01)
+    torch.testing.assert_close(flat[:, 0].log10(), torch.tensor([0, -1.25]).double())
+
+
+def test_replicas_as_images_of_one_batch():
+    r"""Rows s K B + k B + b, whose samples are pooled apart, and whose numbers do not depend on other rows."""
+    rungs, rows = Rungs(3, 2), torch.arange(30).reshape(3, 10)
+    batch = rungs.join(rows)
+    assert torch.equal(rungs.split(batch), rows)
+    assert torch.equal(batch.reshape(5, 3, 2)[4, 2], rows[2, 8:])
+    assert torch.equal(rungs.repeat(rows[0]), rungs.join(rows[:1].repeat(3, 1)))
+    both = RungNoise(streams(2, 5), rungs).normal(1, 4)
+    alone = RungNoise(Noise([(0, 1, s) for s in range(5)], dtype=torch.float64), Rungs(3, 1)).normal(1, 4)
+    assert torch.equal(both.unflatten(0, (5, 3, 2))[:, :, 1].flatten(0, 1), alone)
+    assert len(both.unique()) == both.numel()
+    swapped = torch.tensor([[True, False], [False, True], [False, False]])
+    assert exchanged(swapped).T.tolist() == [[1, 0, 2], [0, 2, 1]]
+
+
+def test_the_data_term_of_replicas_is_that_of_their_images(case):
+    operator, y, _ = case
+    rungs, fidelity = Rungs(3, 2), GaussianFidelity(operator, y)
+    many, x = RungFidelity(fidelity, rungs), streams(6, 4).normal(*SHAPE)
+    gamma = torch.linspace(0.1, 1, 24).double()
+    v = streams(6, 4).normal(*fidelity.measured)
+    asks = (
+        lambda f, x, g, v: f(x), lambda f, x, g, v: f.value_and_grad(x)[1], lambda f, x, g, v: f.prox(x, g),
+        lambda f, x, g, v: f.solve(x, g), lambda f, x, g, v: f.curve(x), lambda f, x, g, v: f.residual(x),
+        lambda f, x, g, v: f.count(x), lambda f, x, g, v: f.whiten(v),
+    )  # fmt: skip
+    for ask in asks:
+        parts = [ask(fidelity, *each) for each in zip(*(rungs.split(part) for part in (x, gamma, v)), strict=True)]
+        torch.testing.assert_close(rungs.split(ask(many, x, gamma, v)), torch.stack(parts))
+    torch.testing.assert_close(many.hessian(x), fidelity.hessian(x))
+
+
+def test_rows_that_were_not_evaluated_last_are_evaluated(field):
+    here = field.sample(2, seed=0)
+    tempered, before = Tempered(field, torch.ones(2).double()), Known(here, *field.value_and_grad(here))
+    tempered.value_and_grad(here + 1)
+    mixed = torch.stack([here[0] + 1, here[1]])
+    for x in (mixed, here + 2):
+        known = tempered.moved(before, x)
+        value, gradient = field.value_and_grad(x)
+        torch.testing.assert_close((known.x, known.value, known.gradient), (x, value, gradient))
