@@ -222,10 +222,11 @@ def test_the_spectral_metric_needs_what_it_is_made_of(field):
 def test_hmc_is_exact_in_the_spectral_metric(field):
     operator = make_operator("blur")
     y = operator(field.sample(2, seed=1))
-    energy, chains, rows = Posterior(GaussianFidelity(operator, y), field), 32, []
+    energy, chains, rows, solver = Posterior(GaussianFidelity(operator, y), field), 32, [], HMC(leaps=3, adapt=120)
     x = field.sample(2 * chains, seed=5)
+    assert isinstance(solver.init(energy, x, streams(2 * chains)).warmup.known, SpectralMetric)
     run(
-        [Stage(HMC(leaps=3, adapt=120), 220, 120)], energy, x, streams(2 * chains), 2,
+        [Stage(solver, 220, 120)], energy, x, streams(2 * chains), 2,
         callback=lambda i, now: rows.append(now) if i > 120 else None,
     )  # fmt: skip
     exact = field.posterior(operator, y, energy.fidelity.sigma)

@@ -87,7 +87,8 @@ class BandMetric(Metric):
 
     Arguments:
         bands: The basis.
-        curvature: The numbers :math:`c_b` of each row, `(S B, bands)`, in nats per squared unit of a pixel.
+        curvature: The numbers :math:`c_b` in nats per squared unit of a pixel: of each row, `(S B, bands)`, or one row
+            for all.
     """
 
     bands: Bands

@@ -125,7 +125,10 @@ def turn(warmup: Warmup, energy: Energy, x: Image, step_size: float) -> Warmup:
 
 
 def _isotropic(energy: Energy, x: Image) -> Tensor | None:
-    r"""Returns `h` where the data term has the Hessian :math:`h I`, `(S B, 1)`, and none where it has another."""
+    r"""Returns `h` where the data term has the Hessian :math:`h I` for every image, `(S B, 1)`, else none.
+
+    Images with operators of their own may so be given another metric beside others than alone; their law is the same.
+    """
     if not isinstance(energy, Posterior):
         return x.new_zeros(len(x), 1)
     if not energy.fidelity.linear:
