@@ -158,6 +158,7 @@ def _settings(method: str, prior: Prior, steps: int | None, fresh: bool) -> Sett
 
 
 def _stages(recipe: Method, settings: Settings, asked: str | None) -> list[Stage]:
+    settings = replace(settings, warmup=settings.steps) if asked else settings
     stages = [stage for stage in recipe.stages(settings) if stage.steps]
     if asked is not None and recipe.samples:
         stages[-1] = estimating(stages[-1], asked)

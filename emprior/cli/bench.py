@@ -25,7 +25,6 @@ EXAMPLES = """
 emprior bench --suite cifar10 --data cifar10_test.npy --images 64 --out report/
 emprior bench --suite cifar10 --data cifar10_test.npy --images 4 --samples 2 --batch 4 --budget 24 --out smoke/
 emprior bench --suite mixture --methods posterior --images 8 --samples 16 --out truth/
-emprior bench --suite gaussian --methods emprior deepinv-dps --images 4 --workers 2 --out small/
 emprior bench --suite cifar10 --data cifar10_test.npy --lpips lpips_alex.pt --out perceived/
 emprior bench --out report/ --into README.md
 """

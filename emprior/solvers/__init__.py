@@ -63,6 +63,7 @@ class Settings:
         trust: The `trust` of a continuation or of an annealed start.
         tolerance: The relative gradient at which a descent stops.
         leaps: The mean number of gradients of a Hamiltonian trajectory.
+        warmup: The most iterations of burn-in of Hamiltonian chains, whose metric is known; never more than a quarter.
         rhat: The largest R-hat at which chains may stop.
         ess: The least effective sample size at which chains may stop.
         fresh: Whether the method makes its own start, rather than begin where the rows are.
@@ -75,6 +76,7 @@ class Settings:
     trust: float = 2.0
     tolerance: float = 1e-5
     leaps: int = 3
+    warmup: int = 100
     rhat: float = 1.05
     ess: float = math.inf
     fresh: bool = True
@@ -131,7 +133,7 @@ def _mala(s: Settings) -> list[Stage]:
 
 
 def _hmc(s: Settings) -> list[Stage]:
-    burn_in = s.steps // 4
+    burn_in = min(s.steps // 4, s.warmup)
     return [*_annealing(s), Stage(HMC(leaps=s.leaps, adapt=burn_in), s.steps, burn_in)]
 
 
@@ -203,4 +205,4 @@ def _check_setting(method: str, key: str, value: object) -> None:
     known = [name for name in Settings.__dataclass_fields__ if name != "fresh"]
     if key not in known:
         raise ValueError(f"solver.{method} holds an unknown setting {key!r}. {nearest(str(key), known)}")
-    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels", "leaps"))
+    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels", "leaps", "warmup"))

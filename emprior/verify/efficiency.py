@@ -28,7 +28,7 @@ PROBLEMS = ("blur", "compressed sensing", "inpainting")
 ASKED = PROBLEMS[:2]
 
 STEPS, PLAIN = 4000, 20_000
-"""The iterations of the method, a quarter of them burn-in, unless told; and those of unadjusted Langevin."""
+"""The iterations of the method, burn-in included, unless told; and those of unadjusted Langevin."""
 
 BARS = {"ratio": (10.0, math.inf)}
 """Asked of blur and compressed sensing."""
