@@ -236,7 +236,11 @@ def test_chains_that_are_stuck_or_not_finite():
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.03, "steps are too long; take more"), (0.995, "steps are too short; take more"), (math.nan, "acceptance is nan")],
+    [
+        (0.03, "steps are too long; take more"),
+        (0.995, "steps are too short; take more"),
+        (math.nan, "acceptance is nan"),
+    ],
 )
 def test_acceptance_that_is_of_no_use(share, text):
     assert text in line(acceptance=torch.tensor([share]))

@@ -80,7 +80,9 @@ def spring(integrator, h):
 
 
 @pytest.mark.parametrize(
-    ("integrator", "unit", "error", "stable"), [(LEAPFROG, 1, 1 / 24, 2.0), (THREE_STAGE, 3, 7.4e-5, 4.662)], ids=["leapfrog", "three stages"]
+    ("integrator", "unit", "error", "stable"),
+    [(LEAPFROG, 1, 1 / 24, 2.0), (THREE_STAGE, 3, 7.4e-5, 4.662)],
+    ids=["leapfrog", "three stages"],
 )
 def test_the_error_of_a_spring(integrator, unit, error, stable):
     r"""With the step `[[A, B], [C, A]]` a path errs in `H` by :math:`(B + C)^2 / (2 (1 - A^2))` at most, on average."""
@@ -88,7 +90,9 @@ def test_the_error_of_a_spring(integrator, unit, error, stable):
     assert (A - D).abs().max() < 1e-12
     found = (B + C).square() / (2 * (1 - A.square()))
     assert found.max() == pytest.approx(error, rel=0.01)
-    inside, outside = (spring(integrator, torch.tensor([at * stable], dtype=torch.float64))[0].trace().abs() for at in (0.999, 1.001))
+    inside, outside = (
+        spring(integrator, torch.tensor([at * stable], dtype=torch.float64))[0].trace().abs() for at in (0.999, 1.001)
+    )
     assert inside < 2 < outside
 
 
