@@ -153,7 +153,7 @@ def solve(
 
 
 def _settings(method: str, prior: Prior, steps: int | None, fresh: bool) -> Settings:
-    settings = replace(validated(method, prior.settings), fresh=fresh)
+    settings = replace(validated(method, prior.settings, prior.spectrum is None), fresh=fresh)
     return settings if steps is None else replace(settings, steps=check_positive("steps", steps, whole=True))
 
 

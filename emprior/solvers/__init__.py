@@ -181,12 +181,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def validated(method: str, card: Mapping[str, Any]) -> Settings:
+BLIND = 9
+"""The gradients of a path where the prior's curvature is not known, so that directions differ in how stiff they are."""
+
+
+def validated(method: str, card: Mapping[str, Any], blind: bool = False) -> Settings:
     r"""Returns the settings of a method, those of a prior's card in place of the defaults.
 
     Arguments:
         method: The name of the method.
         card: Settings by method, such as `{"map": {"steps": 40}}`.
+        blind: Whether the curvature of the prior is not known, which asks for longer paths.
 
     Raises:
         ValueError: The card names a method, a setting or a value that there is not.
@@ -198,7 +203,8 @@ def validated(method: str, card: Mapping[str, Any]) -> Settings:
             raise ValueError(f"solver.{name} is {values!r}, expected settings such as {{steps: 40}}.")
         for key, value in values.items():
             _check_setting(name, key, value)
-    return replace(METHODS[method].settings, **card.get(method, {}))
+    settings = METHODS[method].settings
+    return replace(settings, **{"leaps": BLIND if blind else settings.leaps, **card.get(method, {})})
 
 
 def _check_setting(method: str, key: str, value: object) -> None:

@@ -40,7 +40,7 @@ DECIBELS = 25.0
 """How far the noise is below the median power of what is measured."""
 
 LEVEL = 0.9
-LONG, FAR, OFTEN = {"steps": 2000}, {"steps": 500, "leaps": 128}, {"steps": 8000, "leaps": 32}
+LONG, FAR, OFTEN = {"steps": 2000}, {"steps": 1000, "leaps": 128}, {"steps": 8000, "leaps": 32}
 """The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps; and
 of replicas for such a law, which are to be exchanged before they are done with it."""
 
