@@ -67,7 +67,7 @@ def solve(
       metric of the data, their step learnt in the burn-in; they stop once R-hat is at most 1.05 and the effective
       sample size of energy, data term, mean, pixels and principal components at least 400, or say that they could not.
     - `"hmc"`: the same of a given length. `"gibbs"`: split Gibbs with Metropolis' test, for stiff data. `"tempering"`:
-      parallel tempering of the prior around MALA, for posteriors with several modes.
+      parallel tempering of the prior around HMC, for posteriors with several modes.
     - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after an annealed start.
     - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start. `"skrock"`: its
       stabilised form, less biased and faster for stiff energies.

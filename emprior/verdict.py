@@ -65,9 +65,10 @@ def verdict(
     Raises:
         ValueError: Nothing is known, or the numbers of images differ.
     """
+    chains = None if mixing is None else _chains(mixing, target_rhat, target_ess)
     checks = {
-        "chains": None if mixing is None else _chains(mixing, target_rhat, target_ess),
-        "acceptance": None if acceptance is None else [_acceptance(share) for share in acceptance.tolist()],
+        "chains": chains,
+        "acceptance": None if acceptance is None else _acceptances(acceptance, chains),
         "residual": None if residual is None or dimension is None else _residuals(residual, dimension),
         "energy": None if energy is None or typical is None else _energy(energy, typical),
     }
@@ -99,7 +100,7 @@ def _chain(
     if math.isinf(rhat):
         return (
             False,
-            "chains are stuck or not finite: R-hat is infinite; take more steps, for a longer burn-in",
+            "chains are stuck or not finite: R-hat is infinite; take more steps, or another method",
         )
     text = []
     if not rhat <= target_rhat:
@@ -116,13 +117,19 @@ def _chain(
     return not text, "; ".join(text) or f"R-hat {rhat:.2f}, effective sample size {ess:.0f}"
 
 
-def _acceptance(share: float) -> tuple[bool, str]:
+def _acceptances(acceptance: PerImage, chains: list[tuple[bool, str]] | None) -> list[tuple[bool, str]]:
+    r"""Judges acceptances; steps that are all but always accepted are no fault of chains that mix."""
+    mixed = [False] * len(acceptance) if chains is None else [good for good, _ in chains]
+    return [_acceptance(share, fine) for share, fine in zip(acceptance.tolist(), mixed, strict=False)]
+
+
+def _acceptance(share: float, mixed: bool) -> tuple[bool, str]:
     low, high = USEFUL
-    if low <= share <= high:
+    if low <= share <= high or (mixed and share > high):
         return True, f"acceptance {share:.2f}"
     if share > high:
-        return False, f"acceptance is {share:.2f}: steps are too short; take more, for a longer burn-in"
-    return False, f"acceptance is {share:.2f}: steps are too long; take more, for a longer burn-in"
+        return False, f"acceptance is {share:.2f}: steps are too short; take more of them, or another method"
+    return False, f"acceptance is {share:.2f}: steps are too long; take more of them, or another method"
 
 
 def _residuals(residual: PerImage, dimension: int) -> list[tuple[bool, str]]:

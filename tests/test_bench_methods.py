@@ -59,7 +59,7 @@ def eight():
     return Task(operator, y, 0.05, (1, 8, 8)), prior
 
 
-def cheap(method, samples=2, budget=40):
+def cheap(method, samples=2, budget=80):
     return paced_settings(method, method.settings, Plan(samples=samples, budget=budget))
 
 

@@ -190,6 +190,10 @@ def line(**changes):
     return str(one)
 
 
+def test_chains_that_mix_may_accept_everything():
+    assert "; acceptance 1.00;" in line(acceptance=torch.tensor([0.995]))
+
+
 def test_a_good_run_is_trustworthy():
     found = [figures(normal(200, 4, 1, seed=seed)) for seed in (0, 1)]
     size = min(min(one.ess.item(), one.ess_tail.item()) for one in found)
@@ -237,13 +241,13 @@ def test_chains_that_are_stuck_or_not_finite():
 @pytest.mark.parametrize(
     ("share", "text"),
     [
-        (0.03, "steps are too long; take more"),
-        (0.995, "steps are too short; take more"),
+        (0.03, "steps are too long; take more of them"),
+        (0.995, "steps are too short; take more of them"),
         (math.nan, "acceptance is nan"),
     ],
 )
 def test_acceptance_that_is_of_no_use(share, text):
-    assert text in line(acceptance=torch.tensor([share]))
+    assert text in line(acceptance=torch.tensor([share]), mixing=None)
 
 
 @pytest.mark.parametrize(

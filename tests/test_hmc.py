@@ -94,8 +94,10 @@ def test_the_step_learns_the_acceptance(field, target):
     operator = make_operator("compressed_sensing")
     energy = Posterior(GaussianFidelity(operator, operator.A(field.sample(2, seed=1))), field)
     for first in (1e-3, 1.5):
-        _, out = kept(HMC(first, 3, LEAPFROG, adapt=200, target=target), energy, field.sample(64, seed=5), 2, 360, 200)
-        assert (out.acceptance - target).abs().max() < 0.025
+        _, out = kept(
+            HMC(first, 3, LEAPFROG, target, 200, field.curvature), energy, field.sample(64, seed=5), 2, 360, 200
+        )
+        assert (out.acceptance - target).abs().max() < 0.04
 
 
 def test_dual_averaging_solves_for_the_acceptance_of_each_row():
@@ -125,7 +127,7 @@ def quantiles(energy, u):
 
 @pytest.mark.parametrize(
     "solver",
-    [HMC(0.2, 4, LEAPFROG, curvature=1.0), HMC(0.6, 4, curvature=1.0), MALA(0.05, curvature=1.0)],
+    [HMC(0.22, 4, LEAPFROG, curvature=1.0), HMC(0.6, 4, curvature=1.0), MALA(0.05, curvature=1.0)],
     ids=["leapfrog", "three stages", "mala"],
 )
 def test_two_wells_in_detailed_balance(solver):

@@ -95,14 +95,15 @@ def test_the_suite_is_within_its_bars(suite):
 
 
 def test_effective_draws_of_langevin():
-    r"""White, each direction is for h = 1 / 2 an AR(1) chain of c = 1 / 2, worth (1 - c) / (1 + c) = 1 / 3."""
+    r"""White, each direction is an AR(1) chain of c = 1 - h, worth (1 - c) / (1 + c); squares have c^2."""
     prior = GaussianPrior(torch.zeros(1, 4, 4, dtype=torch.float64), torch.full((16,), 2.0, dtype=torch.float64))
     operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(sigma=2**0.5))
     energy = Posterior(GaussianFidelity(operator, normal(1, 1, 4, 4), 2**0.5), prior)
     exact = prior.posterior(operator, normal(1, 1, 4, 4), 2**0.5)
     x = exact.sample(4, seed=0).flatten(0, 1)
-    found, gradients = effective_draws(Stage(ULA(0.5), 4000, burn_in=1000), energy, exact, x, 0)
+    (found, squares), gradients = effective_draws(Stage(ULA(0.5), 4000, burn_in=1000), energy, exact, x, 0)
     assert found == pytest.approx(1000 / 3, rel=0.15)
+    assert squares == pytest.approx(600, rel=0.15)
     assert 4000 <= gradients <= 4001
 
 

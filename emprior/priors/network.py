@@ -30,6 +30,7 @@ TAU_STAR = 0.9
 SETTINGS: dict[str, dict[str, Any]] = {
     "map": {"steps": 36, "tolerance": 0.1},
     "posterior": {"leaps": 16, "steps": 1500},
+    "hmc": {"leaps": 16},
 }
 """The solver settings of a prior for which no others were validated. The mode of a learned density is smoother than
 any image, so that the descent ends soon after the continuation. Its curvature differs from place to place, so that

@@ -82,12 +82,12 @@ class Integrator:
 
 
 LEAPFROG = Integrator((0.5, 0.5), (1.0,))
-r"""Stable for :math:`\omega h < 2`; in a direction of curvature :math:`\omega^2` its :math:`H` errs by
-:math:`(\omega h)^4 / 32` on average, for small steps."""
+r"""Stable for :math:`\omega h < 2`; in a direction of curvature :math:`\omega^2` the mean error of `H` is
+at most :math:`(\omega h)^4 / 32` for small steps."""
 
-A, B = 0.29619504261126, 0.11888010966548
+DRIFT, KICK = 0.29619504261126, 0.11888010966548
 
-THREE_STAGE = Integrator((B, 0.5 - B, 0.5 - B, B), (A, 1 - 2 * A, A))
+THREE_STAGE = Integrator((KICK, 0.5 - KICK, 0.5 - KICK, KICK), (DRIFT, 1 - 2 * DRIFT, DRIFT))
 r"""The shares for which the largest mean error of `H` over :math:`\omega h \le 3`, a gradient for each unit of time, is
 least: :math:`7 \cdot 10^{-5}`, where that of the leapfrog is :math:`4 \cdot 10^{-2}`. Stable for
 :math:`\omega h < 4.66`.

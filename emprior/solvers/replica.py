@@ -72,7 +72,7 @@ class Tempered(Prior):
         return Known(x, *self.prior.value_and_grad(x))
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as MALA().")
+        raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as HMC().")
 
     denoise = start = sample = _refuse
 

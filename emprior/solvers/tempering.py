@@ -69,10 +69,10 @@ class Tempering(Solver):
     root of those that the data leave open. A nonlinear operator can have barriers of its own, which stay. An
     interaction is not tempered, and swaps all samples of an image together.
 
-    All replicas move in one batch and in the metric of :math:`\beta = 1`, each with steps of its own. A method of
-    long paths is for it: where the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to cross what
-    replica `k` crosses, where Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the step that it
-    learnt; a swap costs no gradient of the prior, which rows carry with them.
+    All replicas move in one batch, at first in the metric of :math:`\beta = 1`, each with steps of its own. A method
+    of long paths is for it: where the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to cross
+    what replica `k` crosses, where Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the step
+    that it learnt; a swap costs no gradient of the prior, which rows carry with them.
 
     During burn-in the rungs are moved, for each image, until neighbours reject alike, and not more than half of the
     swaps: `K` rungs climb a barrier of :math:`\Lambda = (K - 1) / 2`. Where that does not reach to the end of

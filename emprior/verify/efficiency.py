@@ -39,8 +39,8 @@ def efficiency(method: str, steps: int | None, images: int, seed: int) -> Iterat
 
     Both begin at exact draws of the posterior of a Gaussian field. The figures are the least effective sample size
     of the `WIDEST` principal directions of the posterior for a thousand gradients after the burn-in, of the worst
-    image. Langevin takes 0.95 of its largest stable step, :math:`h = 1.9 / L` with `L` the largest curvature, and is
-    forgiven its bias.
+    image, and that of their squared distance from the mean, on which variances rest. Langevin takes 0.95 of its
+    largest stable step, :math:`h = 1.9 / L` with `L` the largest curvature, and is forgiven its bias.
 
     Arguments:
         method: The method.
@@ -59,8 +59,11 @@ def efficiency(method: str, steps: int | None, images: int, seed: int) -> Iterat
         plain = Stage(ULA(1.9 / float(largest_curvature(energy, x[:1]) / 1.05)), PLAIN)
         own = METHODS[method].stages(replace(METHODS[method].settings, steps=steps or STEPS))[-1]
         start = time.perf_counter()
-        (ess, gradients), (langevin, _) = (effective_draws(stage, energy, exact, x, seed) for stage in (own, plain))
-        figures = {"ESS": ess, "ESS of ULA": langevin, "ratio": ess / langevin}
+        (own_draws, gradients), (langevin, _) = (
+            effective_draws(stage, energy, exact, x, seed) for stage in (own, plain)
+        )
+        figures = {"ESS": own_draws[0], "ESS of ULA": langevin[0], "ratio": own_draws[0] / langevin[0]}
+        figures |= {"squares": own_draws[1], "of ULA": langevin[1], "their ratio": own_draws[1] / langevin[1]}
         seconds = time.perf_counter() - start
         yield Row(
             "efficiency", f"{name} {SIDE}x{SIDE}, {SIGMA:g}", method, figures, BARS if name in ASKED else {},
@@ -70,8 +73,10 @@ def efficiency(method: str, steps: int | None, images: int, seed: int) -> Iterat
 
 def effective_draws(
     stage: Stage, energy: Posterior, exact: GaussianPosterior, x: Image, seed: int
-) -> tuple[float, int]:
+) -> tuple[tuple[float, float], int]:
     r"""Returns how many independent draws 1,000 gradients after the burn-in are worth, and the gradients of each chain.
+
+    The draws are counted for the directions and for their squared distances from the mean.
 
     Arguments:
         stage: What to run.
@@ -85,12 +90,14 @@ def effective_draws(
 
     def follow(index: int, rows: Image) -> None:
         if index > stage.burn_in:
-            path.append(rows.flatten(2) @ widest)
+            path.append((rows - exact.mean).flatten(2) @ widest)
 
     images = len(exact.mean)
     noise = Noise([(seed, "efficiency", row) for row in range(len(x))], dtype=x.dtype)
     done = run([stage], energy, x, noise, images, callback=follow)
     along = torch.stack(path).movedim(-1, 0)
-    least = min(float(of_trace(trace).ess.min()) for trace in along)
-    paid = done.evaluations * (stage.steps - stage.burn_in) / stage.steps
-    return 1000 * least / (CHAINS * paid), done.evaluations
+    paid = CHAINS * done.evaluations * (stage.steps - stage.burn_in) / stage.steps
+    mean, square = (
+        1000 * min(float(of_trace(trace).ess.min()) for trace in traces) / paid for traces in (along, along.square())
+    )
+    return (mean, square), done.evaluations

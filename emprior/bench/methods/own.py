@@ -11,6 +11,7 @@ from emprior._solve import solve
 from emprior.bench.methods.base import Answer, Method, Models, Settings, Task, paced_once
 from emprior.operators import without_noise
 from emprior.result import Result
+from emprior.solvers import HMC
 from emprior.status import Status
 from emprior.verify.images import Path
 
@@ -82,12 +83,12 @@ def posterior_blind(task: Task, models: Models, samples: int, seed: int, setting
 
 
 def _chains_within(settings: Settings, samples: int, budget: int) -> Settings:
-    r"""Shares a budget among chains: a third of it for the start, and single leaps where there are few."""
+    r"""Shares a budget among chains: a third of it for the start, and short paths where there is little."""
     chains = min(int(settings["chains"]), max(1, budget // 50))
     each = _untraced(budget // chains)
     levels = min(settings["levels"], max(4, each // 3))
     leaps = min(settings["leaps"], max(1, (each - levels) // 60))
-    steps = min(settings["steps"], max(8, (each - levels) // leaps))
+    steps = min(settings["steps"], max(8, int((each - levels) / HMC(leaps=int(leaps)).cost)))
     return {**settings, "chains": chains, "levels": levels, "leaps": leaps, "steps": steps}
 
 
