@@ -146,7 +146,7 @@ def short(monkeypatch):
 
 
 def test_two_rows_are_within_their_bars(short):
-    rows = list(suite.signals("posterior", 400, 1, 0))
+    rows = list(suite.signals("posterior", 800, 2, 0))
     assert [row.problem for row in rows] == ["denoising, Gaussian", "denoising, Student-t"]
     for row in rows:
         assert row.failures == ()

@@ -59,7 +59,7 @@ def shares(kept, exact):
     return (second < first).double().mean(0)
 
 
-@pytest.mark.parametrize(("method", "count"), [(HMC, 200), (SplitGibbs, 250)])
+@pytest.mark.parametrize(("method", "count"), [(HMC, 250), (SplitGibbs, 250)])
 def test_modes_have_their_weights(modes, method, count):
     posterior, exact = modes
     solver = Tempering(method(adapt=ADAPT), LADDER, ADAPT)
