@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from numbers import Integral, Real
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -148,3 +149,17 @@ def check_level(level: float) -> None:
     r"""Raises a ValueError unless `level` is a probability between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, but it is a probability between 0 and 1, such as 0.9.")
+
+
+def needed(package: str, extra: str = "batch") -> Any:
+    r"""Imports an optional package.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says how to.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"this needs {package}, which is not installed: pip install 'emprior[{extra}]'"
+        ) from error

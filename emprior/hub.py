@@ -204,6 +204,18 @@ def load_network_denoiser(name: str | os.PathLike[str]) -> NetworkDenoiser:
     return NetworkDenoiser(velocity, tuple(card.shape), card.name)
 
 
+def load_network(name: str | os.PathLike[str], kind: str) -> tuple[Card, nn.Module]:
+    r"""Loads the card and the bare network of a `"prior"`, a `"denoiser"` or `"features"` by name or folder.
+
+    Raises:
+        ValueError: It is unknown or of another kind, its card is wrong, or its weights are not those of the card.
+    """
+    makers: dict[str, Callable[..., nn.Module]] = {
+        "prior": make_potential, "denoiser": make_velocity, "features": make_features
+    }  # fmt: skip
+    return _load(name, kind, makers[kind])
+
+
 def load_features(name: str | os.PathLike[str]) -> Classifier:
     r"""Loads a feature extractor by name or folder; its `features` describe images.
 

@@ -98,10 +98,7 @@ def _chain(
     if math.isnan(rhat) or math.isnan(ess):
         return False, "nothing is known of the chains: they never moved or are too short; take more steps"
     if math.isinf(rhat):
-        return (
-            False,
-            "chains are stuck or not finite: R-hat is infinite; take more steps, or another method",
-        )
+        return False, "chains are stuck or not finite: R-hat is infinite; take more steps, or another method"
     text = []
     if not rhat <= target_rhat:
         where = next(name for name, one in mixing.traces.items() if one.rhat[image] == rhat)
@@ -119,8 +116,8 @@ def _chain(
 
 def _acceptances(acceptance: PerImage, chains: list[tuple[bool, str]] | None) -> list[tuple[bool, str]]:
     r"""Judges acceptances; steps that are all but always accepted are no fault of chains that mix."""
-    mixed = [False] * len(acceptance) if chains is None else [good for good, _ in chains]
-    return [_acceptance(share, fine) for share, fine in zip(acceptance.tolist(), mixed, strict=False)]
+    mixed = {image for image, (good, _) in enumerate(chains or []) if good}
+    return [_acceptance(share, image in mixed) for image, share in enumerate(acceptance.tolist())]
 
 
 def _acceptance(share: float, mixed: bool) -> tuple[bool, str]:

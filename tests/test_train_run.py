@@ -240,3 +240,46 @@ def last_step(folder):
     path = folder / "log.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return json.loads(lines[-1])["iteration"] if lines else 0
+
+
+def test_start_from_a_prior(tmp_path):
+    config = settings(tmp_path)
+    first = run_training(config, tmp_path / "first")
+    weights = load_prior(first["prior"]).potential.state_dict()
+
+    begun = Trainer(replace(config, train=replace(config.train, seed=1)), torch.zeros(8, 1, 8, 8).byte(), tmp_path)
+    begun.start(first["prior"])
+    for network in (begun.network, begun.average):
+        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+    assert begun.seen == 320
+
+    config = replace(config, name="second", train=replace(config.train, start=first["prior"], seed=1))
+    config = replace(config, transport=replace(config.transport, steps=3), contrast=replace(config.contrast, steps=2))
+    out = tmp_path / "second"
+    figures = run_training(config, out, seconds=1e-9)
+    assert not figures["finished"]
+    figures = run_training(config, out)
+    assert figures["resumed"]
+    assert (figures["iterations"], figures["images"]) == (5, 360)
+    training = Card.read(out / "prior").training
+    assert training["images_seen"] == 360
+    assert training["start"] == {
+        "name": "tiny",
+        "sha256": Card.read(tmp_path / "first" / "prior").sha256,
+        "images_seen": 320,
+    }
+    assert training["settings"]["train"]["start"] == "prior"
+
+
+def test_a_start_with_another_network_is_refused(tmp_path):
+    config = settings(tmp_path)
+    first = run_training(config, tmp_path / "first")["prior"]
+    start = replace(config.train, start=first)
+    wider = replace(config, train=start, net=replace(config.net, arguments={"widths": [8, 16], "blocks": 1}))
+    with pytest.raises(ValueError, match=r"another network: local of \{widths: \[8, 8\], blocks: 1\}.*--set net.arch"):
+        run_training(wider, tmp_path / "second")
+    colours = replace(config, train=replace(config.train, start="cifar10"))
+    with pytest.raises(ValueError, match=r"images of 3 channels, but the data have 1.*train\.start=null"):
+        run_training(colours, tmp_path / "second")
+    with pytest.raises(ValueError, match="unknown prior 'cifar11'"):
+        run_training(replace(config, train=replace(config.train, start="cifar11")), tmp_path / "second")

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from emprior._threads import threads
 from emprior.batch.items import Item
-from emprior.batch.job import Job, threads
+from emprior.batch.job import Job
 from emprior.batch.ledger import FAILED, Ledger
 from emprior.batch.manifest import Manifest
 from emprior.batch.sinks import Arrays

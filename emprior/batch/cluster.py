@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from emprior._check import check_positive
+from emprior._check import check_positive, needed
+from emprior._threads import check_single
 from emprior.batch.chunk import Tally, solve_chunk
 from emprior.batch.engines import Engine, packed
 from emprior.batch.plan import Plan
-from emprior.batch.stacks import needed
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Dask(Engine):
         with ExitStack() as stack:
             client = stack.enter_context(self._connect(distributed, stack))
             client.wait_for_workers(1)
-            _check_threads(client)
+            check_single(client.nthreads(), "chunk")
             # a task and not scattered data, so that it outlives the worker that holds it
             shared = client.submit(pickle.loads, packed(plan), key=f"emprior-plan-{uuid4().hex}")
             flying = distributed.as_completed()
@@ -96,16 +96,6 @@ def _landed(landed: tuple[int, Any]) -> Tally:
     if type(error).__name__ == "KilledWorker":
         return Tally(number, 0, 0, f"its workers died again and again: {error}")
     raise error
-
-
-def _check_threads(client: Any) -> None:
-    threads = {address: count for address, count in client.nthreads().items() if count > 1}
-    if threads:
-        address, count = next(iter(threads.items()))
-        raise ValueError(
-            f"worker {address} has {count} threads, but a worker is a process that does one chunk at a time. "
-            "Start it by: dask worker --nthreads 1, and as many with --nworkers as there are GPUs or CPU shares."
-        )
 
 
 def _work(plan: Plan, number: int) -> Tally:

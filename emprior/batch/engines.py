@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from emprior._check import check_positive
+from emprior._check import check_positive, needed
 from emprior._interrupt import Interrupt
 from emprior.batch.chunk import Tally, solve_chunk
 from emprior.batch.plan import Plan
-from emprior.batch.stacks import needed
 
 LIVES = 3
 """How many workers a chunk may take with it before it is left undone."""

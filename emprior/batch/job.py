@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -199,17 +198,6 @@ def _content(module: nn.Module) -> bytes:
 
 def _digest(name: str, content: bytes) -> str:
     return f"{name} {hashlib.blake2b(content, digest_size=16).hexdigest()}"
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    r"""Lets torch use a number of threads, on which the last bits of its sums depend."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def item_seed(seed: int, name: str) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from emprior._threads import threads
 from emprior.batch.chunk import solve_items
-from emprior.batch.job import threads
 from emprior.batch.plan import Plan
 
 

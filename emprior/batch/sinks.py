@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from emprior._check import needed
 from emprior.batch.items import Item
 from emprior.batch.ledger import Ledger
 from emprior.batch.manifest import Manifest
-from emprior.batch.stacks import needed
 
 Arrays = Mapping[str, np.ndarray]
 """What is kept of an item by name: `estimate`, `std`, `quantiles` `(Q, *shape)`, `samples` `(S, *shape)`."""

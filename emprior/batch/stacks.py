@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from emprior._check import needed
 from emprior.batch.items import Item, Source
 from emprior.io import as_measurements, load_array
 
@@ -81,19 +82,3 @@ def _chosen(group: Any, path: Path, name: str) -> Any:
     if name and name not in arrays:
         raise ValueError(f"{path} has no array {name!r}, but: {', '.join(arrays)}.")
     return group[name or arrays[0]]
-
-
-def needed(package: str, extra: str = "batch") -> Any:
-    r"""Imports an optional package.
-
-    Raises:
-        ModuleNotFoundError: It is not installed; the message says how to.
-    """
-    from importlib import import_module
-
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"this needs {package}, which is not installed: pip install 'emprior[{extra}]'"
-        ) from error

@@ -15,18 +15,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from concurrent.futures.process import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any
 from uuid import uuid4
 
 import torch
 
-from emprior._check import check_positive
+from emprior._check import check_positive, needed
 from emprior._interrupt import Interrupt
+from emprior._threads import check_single
+from emprior._threads import threads as use
 from emprior.bench.job import Bench, Cell, Done, Job
 
 logger = logging.getLogger("emprior")
@@ -100,13 +101,13 @@ class Dask(Engine):
     scheduler: str
 
     def __post_init__(self) -> None:
-        _distributed()
+        needed("distributed", "dask")
 
     def run(self, bench: Bench, cells: Sequence[Cell]) -> Iterator[Done]:
-        distributed = _distributed()
+        distributed = needed("distributed", "dask")
         with distributed.Client(self.scheduler) as client:
             client.wait_for_workers(1)
-            _check_threads(client.nthreads())
+            check_single(client.nthreads(), "cell")
             with client.get_executor(pure=False) as executor:
                 try:
                     yield from _fed(executor, lambda: len(client.nthreads()), bench.job, cells)
@@ -150,7 +151,7 @@ def _follow(leash: Connection) -> None:
 
 
 def _work(token: str, threads: int, job: Job, problem: str, method: str) -> Done:
-    with _threads(threads):
+    with use(threads):
         return _opened(token, job).do(problem, method)
 
 
@@ -160,16 +161,6 @@ def _opened(token: str, job: Job) -> Bench:
     return Bench(job)
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _warn_of_threads(workers: int) -> None:
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads > 1 and workers * threads > cores:
@@ -177,22 +168,3 @@ def _warn_of_threads(workers: int) -> None:
             "%d workers of %d threads share %d cores and hinder one another. Set OMP_NUM_THREADS=%d before.",
             workers, threads, cores, max(1, cores // workers),
         )  # fmt: skip
-
-
-def _check_threads(threads: dict[str, int]) -> None:
-    for address, count in threads.items():
-        if count > 1:
-            raise ValueError(
-                f"worker {address} has {count} threads, but a worker is a process that does one cell at a time. Start "
-                "it by: dask worker --nthreads 1, and as many with --nworkers as there are GPUs or CPU shares."
-            )
-
-
-def _distributed() -> Any:
-    try:
-        import distributed
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "this needs distributed, which is not installed: pip install 'emprior[dask]'"
-        ) from error
-    return distributed

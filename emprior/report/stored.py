@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emprior._check import needed
 from emprior.batch.items import Item, Source
 from emprior.batch.ledger import FAILED, RECORDS, Ledger
 from emprior.batch.manifest import Manifest
 from emprior.batch.reconstruct import open_source
 from emprior.batch.sinks import Files
-from emprior.batch.stacks import needed
 from emprior.report.residual import residuals
 from emprior.report.view import View, views
 from emprior.result import VECTORS, Diagnostics, Result

@@ -54,6 +54,8 @@ def run_training(
     try:
         trainer = Trainer(config, images, out, chosen)
         resumed = False if fresh else trainer.resume()
+        if config.train.start and not resumed:
+            trainer.start(config.train.start)
         if fresh:
             trainer.discard()
         reason = trainer.run(progress, seconds)

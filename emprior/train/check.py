@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emprior._check import nearest
+from emprior.hub import Card
 from emprior.interpolant import OBJECTIVES, make_interpolant
 from emprior.nets import POTENTIALS, VELOCITIES
 from emprior.train.config import Config
@@ -102,6 +103,33 @@ def check_config(config: Config, processes: int = 1) -> None:
     make_interpolant(config.density.objective, **config.density.arguments)
     _check_relations(config)
     check_shares(config, config.train.groups or processes, processes)
+
+
+def check_start(config: Config, card: Card, channels: int) -> None:
+    r"""Refuses to begin with the weights of another network.
+
+    Arguments:
+        config: The settings.
+        card: The card of what is to be begun with.
+        channels: Those of the images.
+
+    Raises:
+        ValueError: It says what that network is, and what to type.
+    """
+    here = config.net.architecture, {"channels": channels, **config.net.arguments}
+    if here == (card.architecture, card.arguments):
+        return
+    if channels != card.arguments.get("channels", channels):
+        raise ValueError(
+            f"train.start={card.name} is for images of {card.arguments['channels']} channels, but the data have "
+            f"{channels}. Begin with random weights: --set train.start=null"
+        )
+    arguments = ", ".join(f"{key}: {value}" for key, value in card.arguments.items() if key != "channels")
+    raise ValueError(
+        f"train.start={card.name} is another network: {card.architecture} of {{{arguments}}}, not "
+        f"{config.net.architecture} of {config.net.arguments}. Train that: --set net.architecture={card.architecture} "
+        f"'net.arguments={{{arguments}}}'"
+    )
 
 
 def _check_relations(config: Config) -> None:

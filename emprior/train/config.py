@@ -68,6 +68,8 @@ class Train:
         accumulate: The pieces that a process takes its share of a batch in, one after the other, to save memory; the
             result does not depend on it.
         seed: The seed of everything random.
+        start: A prior (or denoiser) of the same network to begin with the weights of, by name or folder; null for
+            random ones.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
         clip: The bound on the norm of the parameters' gradient.
@@ -82,6 +84,7 @@ class Train:
     groups: int | None = None
     accumulate: int = 1
     seed: int = 0
+    start: str | None = None
     precision: str = "bf16"
     compile: bool = True
     clip: float = 1.0

@@ -109,12 +109,15 @@ def _training(config: Config, state: dict[str, Any], facts: dict[str, Any]) -> d
     transport = settings["transport"]["steps"]
     data = {key: value and Path(value).name if key in ("source", "validation") else value
             for key, value in settings["data"].items()}  # fmt: skip
+    start = settings["train"].get("start")
+    train = settings["train"] | {"start": start and Path(start).name}
     return {
         "data": config.data.name or Path(config.data.source).name,
         "licence": config.data.licence,
+        **({"start": facts["start"]} if "start" in facts else {}),
         "images_in_set": facts["images"],
         "images_seen": state["seen"],
         "iterations": {"transport": min(step, transport), "contrast": max(0, step - transport)},
         **circumstances(facts, {"seconds": state["seconds"]}),
-        "settings": {**settings, "data": data},
+        "settings": {**settings, "data": data, "train": train},
     }

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from emprior._files import atomic
 from emprior._grid import save_grid
 from emprior._interrupt import Interrupt
-from emprior.train.check import check_shares
+from emprior.hub import load_network
+from emprior.train.check import check_shares, check_start
 from emprior.train.checkpoint import CHECKPOINT, check_shape, describe, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
 from emprior.train.derivative import gradient_of
@@ -86,6 +87,20 @@ class Trainer:
         contrast = phase if isinstance(phase, Contrast) else None
         loss = self.model.loss(self.network, contrast, len(self.stream.groups))
         self.backward = make_backward(loss, train, self.autocast)
+
+    def start(self, name: str) -> None:
+        r"""Begins with the weights of a prior (or denoiser), whose images count as seen.
+
+        Raises:
+            ValueError: There is no such prior, or its network is another.
+        """
+        card, network = load_network(name, self.config.kind)
+        check_start(self.config, card, self.images.shape[1])
+        for one in (self.network, self.average):
+            one.load_state_dict(network.state_dict())
+        self.seen = card.training.get("images_seen", 0)
+        self.facts["start"] = {"name": card.name, "sha256": card.sha256, "images_seen": self.seen}
+        logger.info("begins with the weights of %s", card.name)
 
     @property
     def total(self) -> int:
@@ -243,6 +258,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.step, self.seconds, self.seen = state["step"], state["seconds"], state["seen"]
+        self.facts = state["facts"] | self.facts
         if self.step > self.config.transport.steps:
             self.enter(self.config.contrast)
         self.optimizer.load_state_dict(state["optimizer"])
