@@ -125,6 +125,14 @@ class Card:
             raise ValueError(f"{path}: {error}") from error
         return card
 
+    def write(self, folder: Path) -> None:
+        r"""Writes the card of a folder, whole or not at all."""
+        with atomic(folder / CARD) as path:
+            text = yaml.safe_dump(
+                dict(self.__dict__), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+            )
+            path.write_text(text, encoding="utf-8")
+
     def check(self) -> None:
         r"""Raises a ValueError if its shape, its arguments or its density cannot be."""
         for axis, side in enumerate(self.shape):
@@ -297,11 +305,7 @@ def save_prior(folder: Path, network: nn.Module, dtype: torch.dtype = torch.floa
     card = Card(sha256=hashlib.sha256(content).hexdigest(), **facts)
     with atomic(folder / WEIGHTS) as path:
         path.write_bytes(content)
-    with atomic(folder / CARD) as path:
-        text = yaml.safe_dump(
-            dict(card.__dict__), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
-        )
-        path.write_text(text, encoding="utf-8")
+    card.write(folder)
     return card
 
 

@@ -4,8 +4,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +170,8 @@ def test_help_needs_no_torch():
         (["sample", "--out", "x.png", "--trajectory", "t.gif"], ["--trajectory t.gif ends in '.gif'", "as .png"]),
         (["sample", "--out", "x.png", "--gif", "t.png"], ["--gif t.png ends in '.png'", "Try --gif t.gif"]),
         (["sample", "--out", "x.png", "--trajectory", "./x.png"], ["--trajectory and --out are the same file"]),
-        (["evaluate"], ["required: generation"]),
+        (["evaluate"], ["required: prior|generation"]),
+        (["evaluate", "prior", "--images", "."], ["required: --prior"]),
         (["evaluate", "generation"], ["required: --images"]),
         (["evaluate", "generation", "--images", "nosuch.npy"], ["no folder or .npy file of images nosuch.npy"]),
         (["sample", "--out", "."], ["--out . is a folder. Give a file, such as file.png"]),
@@ -576,6 +579,47 @@ def test_evaluate_generation(call, prior, denoiser, held_out):
     assert "8 generated against 10 real images\n" in out
     assert "8 other real images against the same: the floor" in out
     assert "FID" not in out
+
+
+def test_evaluate_prior(call, prior, denoiser, held_out, tmp_path):
+    from emprior.hub import Card, find_prior, load_prior
+    from emprior.train import load_images
+    from emprior.train.evaluate import denoising_psnr
+
+    folder = tmp_path / "mine"
+    shutil.copytree(prior, folder)
+    words = ["evaluate", "prior", "--images", held_out, "-n", 4, "--prior"]
+    code, out, errors = call(*words, folder, "--json")
+    assert (code, errors, out.count("\n")) == (0, "", 1)
+    figures = json.loads(out)
+    assert (figures["prior"], figures["images"], figures["chain"]["images"]) == ("tiny", 4, 4)
+    x = load_images(held_out)[:4].float() / 255
+    assert figures["denoising_psnr"]["0.1"] == pytest.approx(denoising_psnr(load_prior(prior), x, 0.1), abs=0.005)
+    assert Card.read(folder).metrics == {}
+
+    code, out, errors = call(*words, folder, "--write")
+    assert (code, errors) == (0, "")
+    assert out.startswith("tiny: 4 images\ndenoising: ")
+    assert "outward drift: " in out
+    card = Card.read(folder)
+    assert card == replace(Card.read(find_prior(prior)), metrics=card.metrics)
+    assert card.metrics == {key: value for key, value in figures.items() if key != "prior"}
+    assert load_prior(folder).spectrum is not None
+
+    code, out, errors = call(*words, denoiser)
+    assert (code, errors, out.count("\n")) == (0, "", 2)
+    assert out.startswith("base: 4 images\ndenoising: ")
+
+
+def test_evaluate_prior_messages(call, prior, tmp_path):
+    np.save(tmp_path / "gray.npy", np.zeros((4, 32, 32), dtype=np.uint8))
+    words = ["evaluate", "prior", "--images", tmp_path / "gray.npy", "--prior"]
+    code, _, errors = call(*words, prior)
+    assert code == 1
+    assert "images of 1 channels" in errors
+    code, _, errors = call(*words, "cifar10-mixture")
+    assert code == 2
+    assert "'cifar10-mixture' is a mixture of Gaussians" in errors
 
 
 @pytest.mark.parametrize(("asked", "n"), [(8, 8), (2000, 10)])

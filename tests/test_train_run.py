@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from emprior.hub import Card, load_prior, verify_prior
 from emprior.interpolant import EnergyMatching
 from emprior.priors.network import NetworkPrior
 from emprior.train import Config, Trainer, export_prior, run_training
-from emprior.train.evaluate import chain, denoising_psnr, drift
+from emprior.train.evaluate import chain, denoising_psnr, drift, energies
 from emprior.train.parse import build
 
 
@@ -242,6 +243,18 @@ def last_step(folder):
     return json.loads(lines[-1])["iteration"] if lines else 0
 
 
+def test_without_held_out_images_the_card_has_what_samplers_use(tmp_path):
+    config = settings(tmp_path)
+    folder = run_training(config, tmp_path / "out")["prior"]
+    metrics = Card.read(Path(folder)).metrics
+    assert (metrics["measured_on"], metrics["images"]) == ("training images", 64)
+    assert set(metrics) == {"images", "measured_on", "energy", "spectrum"}
+    prior = load_prior(folder)
+    mean, spread = energies(prior, torch.from_numpy(np.load(tmp_path / "train.npy"))[:, None].float() / 255).values()
+    assert prior.typical == (mean, spread)
+    assert prior.spectrum is not None
+
+
 def test_start_from_a_prior(tmp_path):
     config = settings(tmp_path)
     first = run_training(config, tmp_path / "first")
@@ -256,7 +269,7 @@ def test_start_from_a_prior(tmp_path):
     config = replace(config, name="second", train=replace(config.train, start=first["prior"], seed=1))
     config = replace(config, transport=replace(config.transport, steps=3), contrast=replace(config.contrast, steps=2))
     out = tmp_path / "second"
-    figures = run_training(config, out, seconds=1e-9)
+    figures = run_training(config, out, seconds=0)
     assert not figures["finished"]
     figures = run_training(config, out)
     assert figures["resumed"]

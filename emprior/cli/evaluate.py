@@ -1,4 +1,4 @@
-r"""`emprior evaluate`: figures of a prior against held-out images."""
+r"""`emprior evaluate`: figures of a prior against held-out images. Those of cards are in `measure`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from emprior.cli import measure
 from emprior.cli._common import (
     add_command,
     add_device,
@@ -39,8 +40,10 @@ GENERATIVE = ("prior", "denoiser")
 
 
 def add(commands: Any) -> None:
-    parser = add_command(commands, "evaluate", run, "measure how good a prior is", EXAMPLES)
-    actions = parser.add_subparsers(metavar="generation", required=True)
+    both = EXAMPLES.strip() + measure.EXAMPLES
+    parser = add_command(commands, "evaluate", run, "measure how good a prior is", both)
+    actions = parser.add_subparsers(metavar="prior|generation", required=True)
+    measure.add(actions)
     generation = add_command(
         actions, "generation", run, "compare generated with real images by a Fréchet distance", EXAMPLES
     )

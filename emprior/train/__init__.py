@@ -63,7 +63,7 @@ def run_training(
         World.leave()
     finished = trainer.step >= trainer.total
     if finished and trainer.world.rank == 0:
-        export_prior(config, out, out / "prior", device=chosen)
+        export_prior(config, out, out / "prior", images=images, device=chosen)
     return {
         "out": str(out),
         "iterations": trainer.step,

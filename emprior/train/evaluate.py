@@ -15,6 +15,7 @@ from emprior._types import PerImage
 from emprior.denoiser import NetworkDenoiser
 from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
+from emprior.train.distributed import place
 from emprior.train.negatives import kinetic
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
@@ -112,12 +113,39 @@ def denoising_figures(denoiser: NetworkPrior | NetworkDenoiser, images: Tensor) 
     return {"images": len(images), "denoising_psnr": levels}
 
 
-def evaluate(prior: NetworkPrior, images: Tensor, chain_images: int = 64, chain_steps: int = 300) -> dict[str, Any]:
-    r"""Returns the figures of a card for held-out images `(B, C, H, W)` in `[0, 1]`."""
+def measure(
+    model: NetworkPrior | NetworkDenoiser, images: Tensor, device: str | torch.device = "cpu", few: int = 64
+) -> dict[str, Any]:
+    r"""Returns the figures of a card.
+
+    Arguments:
+        model: The prior or denoiser.
+        images: Held-out images in `[0, 1]`, `(B, C, H, W)`.
+        device: Where to compute.
+        few: How many of them the spectrum and the chains are of.
+    """
+    chosen = place(device)
+    model, images = model.to(chosen), images.to(chosen)
+    figures = denoising_figures(model, images)
+    if not isinstance(model, NetworkPrior):
+        return figures
+    return figures | {
+        "energy": energies(model, images),
+        "spectrum": spectrum(model, images[:few]),
+        "drift": round(float(drift(model, images).mean()), 4),
+        "chain": {"images": min(few, len(images)), **chain(model, images[:few], 300)},
+    }
+
+
+def measure_essentials(
+    prior: NetworkPrior, images: Tensor, device: str | torch.device = "cpu", few: int = 64
+) -> dict[str, Any]:
+    r"""Returns the figures of a card that samplers use, of training images; arguments as of :func:`measure`."""
+    chosen = place(device)
+    prior, images = prior.to(chosen), images.to(chosen)
     return {
-        **denoising_figures(prior, images),
+        "images": len(images),
+        "measured_on": "training images",
         "energy": energies(prior, images),
-        "spectrum": spectrum(prior, images[:chain_images]),
-        "drift": round(float(drift(prior, images).mean()), 4),
-        "chain": {"images": min(chain_images, len(images)), **chain(prior, images[:chain_images], chain_steps)},
+        "spectrum": spectrum(prior, images[:few]),
     }

@@ -14,8 +14,7 @@ from emprior.priors.network import NetworkPrior
 from emprior.train.checkpoint import read_checkpoint
 from emprior.train.config import Config
 from emprior.train.data import load_images
-from emprior.train.distributed import place
-from emprior.train.evaluate import denoising_figures, evaluate
+from emprior.train.evaluate import measure, measure_essentials
 from emprior.train.model import MODELS
 from emprior.train.provenance import circumstances
 
@@ -25,6 +24,7 @@ def export_prior(
     checkpoint_dir: str | Path,
     out: str | Path,
     *,
+    images: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     held_out: int = 256,
@@ -32,15 +32,17 @@ def export_prior(
     r"""Writes the averaged weights of a training, finished or not, as a prior folder.
 
     The figures of the card are those of the weights as stored. They are measured on the first images of
-    `config.data.validation`, or left out if that is not given.
+    `config.data.validation`. If that is not given, training images give what samplers use: the mean and spread of the
+    energy, and its curvature by frequency; how good the prior is then stays unknown.
 
     Arguments:
         config: The settings of the training.
         checkpoint_dir: The folder with the checkpoint.
         out: The folder to write `card.yaml` and `weights.safetensors` to.
+        images: Training images, `(N, C, H, W)` uint8, of which the first are measured on if none are held out.
         dtype: How weights are stored: `torch.float32`, or `torch.float16` or `torch.bfloat16` for half the size.
         device: Where the figures are computed.
-        held_out: The number of validation images.
+        held_out: The number of images to measure on.
 
     Raises:
         ValueError: There is no checkpoint, it is of another training, or the validation images do not fit.
@@ -48,9 +50,15 @@ def export_prior(
     state = read_checkpoint(checkpoint_dir, config)
     facts = state["facts"]
     shape = tuple(facts["shape"])
-    images = held_out_images(config, shape, held_out)
+    known = held_out_images(config, shape, held_out)
     network = MODELS[config.kind](config).network(shape[0])
     network.load_state_dict(state["average"])
+    made = MODELS[config.kind](config).wrap(copy.deepcopy(network).to(dtype).float(), shape)
+    metrics = {}
+    if known is not None:
+        metrics = measure(made, known, device)
+    elif images is not None and isinstance(made, NetworkPrior):
+        metrics = measure_essentials(made, images[:held_out].float() / 255, device)
     return save_prior(
         Path(out),
         network,
@@ -64,14 +72,8 @@ def export_prior(
         density=config.to_dict()["density"] if config.kind == "prior" else {},
         training=_training(config, state, facts),
         solver=config.solver,
-        metrics={} if images is None else _measure(config, network.to(dtype).float(), images, place(device)),
+        metrics=metrics,
     )
-
-
-def _measure(config: Config, network: nn.Module, images: Tensor, device: torch.device) -> dict[str, Any]:
-    images = images.to(device)
-    made = MODELS[config.kind](config).wrap(copy.deepcopy(network).to(device), tuple(images.shape[1:]))
-    return evaluate(made, images) if isinstance(made, NetworkPrior) else denoising_figures(made, images)
 
 
 def held_out_images(config: Config, shape: tuple[int, ...], count: int) -> Tensor | None:
