@@ -18,9 +18,12 @@ from PIL import Image
 from emprior.hub import Card, load_prior, verify_prior
 from emprior.interpolant import EnergyMatching
 from emprior.priors.network import NetworkPrior
-from emprior.train import Config, Trainer, export_prior, run_training
+from emprior.train import Config, Trainer, export_prior, load_images, run_training
+from emprior.train.draws import Draws
 from emprior.train.evaluate import chain, denoising_psnr, drift, energies
 from emprior.train.parse import build
+from emprior.train.stream import Batch
+from emprior.train.teacher import Teacher
 
 
 def settings(folder, **sections):
@@ -296,3 +299,54 @@ def test_a_start_with_another_network_is_refused(tmp_path):
         run_training(colours, tmp_path / "second")
     with pytest.raises(ValueError, match="unknown prior 'cifar11'"):
         run_training(replace(config, train=replace(config.train, start="cifar11")), tmp_path / "second")
+
+
+@pytest.mark.parametrize("below", [0.0, 0.3, 1.0])
+def test_a_teacher_keeps_points_and_sets_targets(below):
+    r"""Where it holds, the target is its gradient; elsewhere, the data's."""
+    path = EnergyMatching(sigma_star=0.3, blend=0.6)
+    random = torch.Generator().manual_seed(0)
+    x1, x0 = (torch.randn(40, 1, 4, 4, generator=random, dtype=torch.float64) for _ in range(2))
+    s = torch.linspace(1e-4, 1, 40, dtype=torch.float64)
+    batch = Batch(x1, x0, s, Draws.keyed((0,), range(1)))
+    held = Teacher(lambda x: x.square() + 1, path, below)(batch)
+    (x, target), (same, taught) = path.mix(x1, x0, s), path.mix(held.x1, held.x0, s)
+    torch.testing.assert_close(same, x)
+    expected = torch.where((s < below)[:, None, None, None], x.square() + 1, target)
+    torch.testing.assert_close(taught, expected)
+
+
+def test_a_held_training_starts_without_a_loss(tmp_path):
+    r"""Held everywhere, the prior that it begins with is already learned; above a bound, it is not."""
+    first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
+    for hold, least, most in ((1.0, 0.0, 1e-6), (0.1, 0.1, 10.0)):
+        config = settings(tmp_path, train={"start": first, "hold": hold, "precision": "fp32", "log_every": 1})
+        out = tmp_path / str(hold)
+        trainer = Trainer(config, load_images(config.data.source), out)
+        trainer.start(first)
+        assert least <= float(trainer.iterate()["transport"]) <= most
+
+
+def test_what_is_held_to_is_found_again(tmp_path):
+    first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
+    config = settings(tmp_path, train={"start": first, "hold": 0.3, "precision": "fp32"})
+    through = Trainer(config, load_images(config.data.source), tmp_path / "through")
+    through.start(first)
+    halves = Trainer(config, load_images(config.data.source), tmp_path / "halves")
+    halves.start(first)
+    for _ in range(25):
+        through.iterate()
+    for _ in range(12):
+        halves.iterate()
+    halves.save()
+    halves = Trainer(config, load_images(config.data.source), tmp_path / "halves")
+    assert halves.resume()
+    for _ in range(13):
+        halves.iterate()
+    for key, value in through.average.state_dict().items():
+        assert torch.equal(value, halves.average.state_dict()[key]), key
+
+
+def test_holding_to_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no energy to hold to.*train\.start=NAME"):
+        run_training(settings(tmp_path, train={"hold": 0.2}), tmp_path / "out")

@@ -29,6 +29,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "batch_size": WHOLE,
         "groups": WHOLE_OR_NONE,
         "accumulate": WHOLE,
+        "hold": SHARE,
         "clip": POSITIVE,
         "weight_decay": COUNT,
         "checkpoint_every": COUNT,
@@ -136,6 +137,11 @@ def _check_relations(config: Config) -> None:
     contrast = config.contrast
     if config.transport.steps + contrast.steps == 0:
         raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
+    if config.train.hold and (config.train.start is None or config.kind == "denoiser"):
+        raise ValueError(
+            f"train.hold is {config.train.hold}, but there is no energy to hold to. Name a prior that the training "
+            "begins with, --set train.start=NAME, or hold to none: --set train.hold=0"
+        )
     if contrast.steps and config.kind == "denoiser":
         raise ValueError("a denoiser has no energies to contrast: --set contrast.steps=0")
     if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:

@@ -70,6 +70,8 @@ class Train:
         seed: The seed of everything random.
         start: A prior (or denoiser) of the same network to begin with the weights of, by name or folder; null for
             random ones.
+        hold: The noise fraction below which the energy is held to that of `start`, and not taught by data; see
+            :class:`emprior.train.teacher.Teacher`.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
         clip: The bound on the norm of the parameters' gradient.
@@ -85,6 +87,7 @@ class Train:
     accumulate: int = 1
     seed: int = 0
     start: str | None = None
+    hold: float = 0.0
     precision: str = "bf16"
     compile: bool = True
     clip: float = 1.0

@@ -29,6 +29,7 @@ from emprior.train.model import MODELS, draw
 from emprior.train.optimiser import follow, learning_rate, make_optimizer
 from emprior.train.sampler import Sampler
 from emprior.train.stream import Stream
+from emprior.train.teacher import Teacher
 
 logger = logging.getLogger("emprior")
 
@@ -57,6 +58,7 @@ class Trainer:
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.world.share(list(self.network.parameters()))
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.teacher = self.hold() if config.train.hold else None
         self.log = Log(self.out / "log.jsonl")
         self.facts = describe(self.images, self.world.size)
         self.step, self.seconds, self.seen = 0, 0.0, 0
@@ -101,6 +103,20 @@ class Trainer:
         self.seen = card.training.get("images_seen", 0)
         self.facts["start"] = {"name": card.name, "sha256": card.sha256, "images_seen": self.seen}
         logger.info("begins with the weights of %s", card.name)
+
+    def hold(self) -> Teacher:
+        r"""Returns the prior that is begun with, as what holds the training to it.
+
+        Raises:
+            ValueError: There is no such prior, or its network is another.
+        """
+        train, model = self.config.train, self.model
+        assert train.start is not None
+        card, network = load_network(train.start, self.config.kind)
+        check_start(self.config, card, self.images.shape[1])
+        network = network.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
+        gradient = in_pieces(gradient_of(network, train.compile), train.accumulate)
+        return Teacher(gradient, model.interpolant, train.hold)
 
     @property
     def total(self) -> int:
@@ -165,6 +181,7 @@ class Trainer:
         batch = self.stream.at(done)
         with self.autocast():
             pair = self.sampler.draw(batch) if isinstance(self.phase, Contrast) else ()
+            batch = self.teacher(batch) if self.teacher else batch
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.zero_grad(set_to_none=True)

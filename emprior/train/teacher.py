@@ -1,0 +1,48 @@
+r"""What keeps a training that goes on from a prior from losing what that prior knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from emprior._rows import column
+from emprior.interpolant import Interpolant
+from emprior.train.negatives import Gradient
+from emprior.train.stream import Batch
+
+
+class Teacher:
+    r"""A potential that is held to below a noise fraction, while data teach what lies above.
+
+    Where :math:`s` is less than `below`, the pair that makes :math:`x_s` is exchanged for the one that makes the same
+    :math:`x_s` and of which the target is the gradient of the potential,
+
+    .. math:: x_1' = \frac{a x_s - s \nabla V(x_s)}{a k + s b}, \qquad
+              x_0' = \frac{b x_s + k \nabla V(x_s)}{a k + s b}, \qquad
+              k x_1' + s x_0' = x_s, \quad a x_0' - b x_1' = \nabla V(x_s).
+
+    A contrast that has been paid for is so kept through a transport that would undo it.
+
+    References:
+        | Learning without Forgetting (Li and Hoiem, 2016)
+        | https://arxiv.org/abs/1606.09282
+
+    Arguments:
+        gradient: The gradient of the potential, images `(B, C, H, W)` to images.
+        interpolant: The path from noise to data.
+        below: The noise fraction.
+    """
+
+    def __init__(self, gradient: Gradient, interpolant: Interpolant, below: float) -> None:
+        self.gradient, self.interpolant, self.below = gradient, interpolant, below
+
+    def __call__(self, batch: Batch) -> Batch:
+        r"""Returns a batch with the pairs exchanged whose noise fraction is below the bound."""
+        s = column(batch.s, batch.x1)
+        x, _ = self.interpolant.mix(batch.x1, batch.x0, batch.s)
+        a, b, k = self.interpolant.coefficients(s)
+        slope = self.gradient(x)
+        x1, x0 = self.interpolant.endpoint(x, slope, batch.s), (b * x + k * slope) / (a * k + s * b)
+        held = s < self.below
+        return replace(batch, x1=torch.where(held, x1, batch.x1), x0=torch.where(held, x0, batch.x0))
