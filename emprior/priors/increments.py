@@ -48,6 +48,10 @@ class Increments(ABC):
     def slope(self, u: Tensor) -> Tensor:
         r"""Returns the derivative of :meth:`energy`."""
 
+    def energy_and_slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns :meth:`energy` and :meth:`slope`, which may have work in common."""
+        return self.energy(u), self.slope(u)
+
     @abstractmethod
     def mix(self, noise: Noise, n: int) -> Tensor:
         r"""Draws mixing variances `w`, `(rows, n)`."""
@@ -218,8 +222,12 @@ class BernoulliLaplace(Increments):
         return -self._terms(u).logsumexp(0)
 
     def slope(self, u: Tensor) -> Tensor:
-        spike, rising, falling = self._terms(u).softmax(0)
-        return spike * u / self.width**2 + (rising - falling) / self.scale
+        return self.energy_and_slope(u)[1]
+
+    def energy_and_slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        terms = self._terms(u)
+        spike, rising, falling = terms.softmax(0)
+        return -terms.logsumexp(0), spike * u / self.width**2 + (rising - falling) / self.scale
 
     def mix(self, noise: Noise, n: int) -> Tensor:
         return Laplace(self.scale).mix(noise, n)

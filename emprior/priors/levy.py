@@ -63,9 +63,8 @@ class LevyPrior(Prior):
         return self.law.energy(self._increments(x)).flatten(1).sum(1)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
-        u = self._increments(x.detach())
-        slope = self.law.slope(u)
-        return self.law.energy(u).flatten(1).sum(1), -torch.diff(slope, append=torch.zeros_like(slope[..., :1]))
+        energy, slope = self.law.energy_and_slope(self._increments(x.detach()))
+        return energy.flatten(1).sum(1), -torch.diff(slope, append=torch.zeros_like(slope[..., :1]))
 
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
         ratio = as_variance(sigma, x) / self.law.variance
