@@ -84,11 +84,20 @@ def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image, settin
         acceptance = None if share is None else torch.tensor([share])
         data = account.numbers["fidelity"]
         residual, energy = torch.tensor([2 * data / count]).sqrt(), torch.tensor([account.numbers["energy"] - data])
-        verdicts += verdict(
+        (found,) = verdict(
             account.mixing, acceptance, residual, energy, typical,
             target_rhat=settings.rhat, target_ess=enough, dimension=count,
         )  # fmt: skip
+        verdicts.append(_with_rungs(found, account.numbers.get("rungs", 0.0), settings.rungs))
     return tuple(verdicts)
+
+
+def _with_rungs(found: Verdict, wanted: float, rungs: int) -> Verdict:
+    r"""Adds to what is wrong with replicas that they are too few for their barrier."""
+    if found.trustworthy or wanted <= rungs + 1:
+        return found
+    cure = f'prior.settings["tempering"] = {{"rungs": {math.ceil(wanted)}}}'
+    return replace(found, reasons=(*found.reasons, f"{rungs} replicas do not climb the barriers; set {cure}"))
 
 
 def _numbers(accounts: list[Account], name: str) -> Tensor | None:

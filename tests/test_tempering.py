@@ -12,15 +12,17 @@ from conftest import SHAPE, make_operator
 import emprior
 from emprior import as_operator
 from emprior._noise import Noise
+from emprior._outcome import _with_rungs
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianMixturePrior
-from emprior.solvers import HMC, MALA, ULA, Stage, run
+from emprior.solvers import HMC, MALA, METHODS, ULA, Stage, run, validated
 from emprior.solvers.gibbs import SplitGibbs
 from emprior.solvers.metric import SpectralMetric
 from emprior.solvers.replica import Tempered
 from emprior.solvers.rungs import Rungs
 from emprior.solvers.tempering import Tempering
+from emprior.verdict import Verdict
 
 ADAPT, LADDER = 160, (1.0, 0.6, 0.3, 0.05)
 
@@ -186,20 +188,31 @@ def unit():
     return emprior.priors.GaussianPrior(torch.zeros(1, 1, 2).double(), torch.ones(1, 1, 2).double())
 
 
-def test_how_far_replicas_reach_is_told(modes, caplog):
+def test_how_far_replicas_reach_is_told(modes):
     r"""A barrier of about 2, of which three replicas climb one."""
     posterior, exact = modes
     solver, noise = Tempering(HMC(adapt=128), (1.0, 0.5, 0.05), adapt=128), streams(2, 20)
     state = solver.init(posterior, exact.means[:, 0].repeat(20, 1, 1, 1), noise)
-    with caplog.at_level("INFO", "emprior"):
-        for _ in range(128):
-            state, info = solver.step(posterior, state, noise)
+    for _ in range(128):
+        state, info = solver.step(posterior, state, noise)
     assert torch.equal(info.numbers["reach"], state.ladder[-1])
     assert (state.ladder[-1] > 0.1).all()
     assert (state.swap_rate.reshape(2, 20, 2).mean(1) > 0.4).all()
-    first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("image 0: 3 replicas reach an inverse temperature of 0.")
-    assert second.endswith("where 0.05 was asked for. Pass a ladder of about 5, or one that ends sooner.")
+    rungs = info.numbers["rungs"].reshape(20, 2)
+    assert ((rungs > 4) & (rungs < 6)).all()
+    assert (rungs == rungs[0]).all()
+
+
+def test_replicas_that_are_too_few_are_a_reason():
+    found = Verdict(False, ("R-hat is 1.4",))
+    assert _with_rungs(found, 8.9, 8) is found
+    text = str(_with_rungs(found, 12.2, 8))
+    assert text.endswith(
+        'R-hat is 1.4; 8 replicas do not climb the barriers; set prior.settings["tempering"] = {"rungs": 13}'
+    )
+    assert _with_rungs(Verdict(True, ()), 12.2, 8).trustworthy
+    stages = METHODS["tempering"].stages(validated("tempering", {"tempering": {"rungs": 13}}))
+    assert stages[-1].solver.ladder == pytest.approx([8 ** (-k / 12) for k in range(13)])
 
 
 def test_swaps_prepare_no_metric(field, monkeypatch):

@@ -14,6 +14,7 @@ from emprior.solvers.descent import Descent
 from emprior.solvers.flow import Flow
 from emprior.solvers.gibbs import SplitGibbs
 from emprior.solvers.hmc import HMC
+from emprior.solvers.ladder import geometric
 from emprior.solvers.mala import MALA
 from emprior.solvers.noise_level import NoiseLevel
 from emprior.solvers.skrock import SKROCK
@@ -64,6 +65,7 @@ class Settings:
         tolerance: The relative gradient at which a descent stops.
         leaps: The mean number of gradients of a Hamiltonian trajectory.
         warmup: The most iterations of burn-in of Hamiltonian chains, whose metric is known; never more than a quarter.
+        rungs: The replicas of parallel tempering.
         rhat: The largest R-hat at which chains may stop.
         ess: The least effective sample size at which chains may stop.
         fresh: Whether the method makes its own start, rather than begin where the rows are.
@@ -77,6 +79,7 @@ class Settings:
     tolerance: float = 1e-5
     leaps: int = 3
     warmup: int = 100
+    rungs: int = 8
     rhat: float = 1.05
     ess: float = math.inf
     fresh: bool = True
@@ -148,7 +151,8 @@ def _skrock(s: Settings) -> list[Stage]:
 
 def _tempering(s: Settings) -> list[Stage]:
     burn_in = s.steps // 4
-    return [*_annealing(s), Stage(Tempering(HMC(leaps=s.leaps, adapt=burn_in), adapt=burn_in), s.steps, burn_in)]
+    tempering = Tempering(HMC(leaps=s.leaps, adapt=burn_in), geometric(s.rungs), adapt=burn_in)
+    return [*_annealing(s), Stage(tempering, s.steps, burn_in)]
 
 
 def _flow(s: Settings) -> list[Stage]:
@@ -211,4 +215,4 @@ def _check_setting(method: str, key: str, value: object) -> None:
     known = [name for name in Settings.__dataclass_fields__ if name != "fresh"]
     if key not in known:
         raise ValueError(f"solver.{method} holds an unknown setting {key!r}. {nearest(str(key), known)}")
-    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels", "leaps", "warmup"))
+    check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels", "leaps", "warmup", "rungs"))

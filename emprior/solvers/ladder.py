@@ -16,6 +16,16 @@ REJECTION = 0.5
 """The most that neighbours should reject: a ladder on which they would reject more ends sooner."""
 
 
+def geometric(count: int, last: float = 1 / 8) -> tuple[float, ...]:
+    r"""Returns `count` inverse temperatures from 1 to `last`, each the same share of the one before.
+
+    Examples:
+        >>> geometric(4)
+        (1.0, 0.5, 0.25, 0.125)
+    """
+    return tuple(last ** (k / max(1, count - 1)) for k in range(count))
+
+
 def barriers(ladder: Tensor, rejection: Tensor, last: float) -> tuple[Tensor, Tensor]:
     r"""Returns what has been seen of the communication barrier :math:`\Lambda(\beta)`.
 

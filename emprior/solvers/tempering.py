@@ -2,7 +2,6 @@ r"""Parallel tempering of the prior."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,17 +12,10 @@ from emprior._types import Image
 from emprior.energy import Energy, Posterior
 from emprior.solvers.base import Info, Solver, State, as_posterior
 from emprior.solvers.hmc import HMC
-from emprior.solvers.ladder import REJECTION, barriers, even
+from emprior.solvers.ladder import REJECTION, barriers, even, geometric
 from emprior.solvers.metric import metropolis, pooled
 from emprior.solvers.replica import Known, Tempered, resumed
 from emprior.solvers.rungs import RungFidelity, RungNoise, Rungs, exchanged, taken
-
-logger = logging.getLogger("emprior")
-
-SHORT = (
-    "image %d: %d replicas reach an inverse temperature of %.2f, where %.2f was asked for. "
-    "Pass a ladder of about %.0f, or one that ends sooner."
-)
 
 
 @dataclass(frozen=True)
@@ -76,8 +68,8 @@ class Tempering(Solver):
 
     During burn-in the rungs are moved, for each image, until neighbours reject alike, and not more than half of the
     swaps: `K` rungs climb a barrier of :math:`\Lambda = (K - 1) / 2`. Where that does not reach to the end of
-    `ladder` it ends sooner, which is logged with the rungs that would. Each iteration tells the last
-    :math:`\beta` as `"reach"`.
+    `ladder` it ends sooner. Each iteration tells the last :math:`\beta` as `"reach"`, and as `"rungs"` how many would
+    reach to the end, :math:`1 + 2 \Lambda` by the swaps seen since the rungs last moved.
 
     References:
         | Replica-exchange Monte Carlo method for the isobaric-isothermal ensemble (Okabe et al., 2001)
@@ -97,7 +89,7 @@ class Tempering(Solver):
     """
 
     solver: Solver = field(default_factory=HMC)
-    ladder: tuple[float, ...] = tuple(8 ** (-k / 7) for k in range(8))
+    ladder: tuple[float, ...] = geometric(8)
     adapt: int = 0
     samples = True
 
@@ -132,25 +124,26 @@ class Tempering(Solver):
             known, probability, tried = exchange(law, rungs, known, ladder, state.count % 2, streams)
             swaps, tries = swaps + probability, tries + tried
             if count in self._renewals():
-                ladder = self._renewed(energy, ladder, swaps / tries.clamp(min=1), count)
+                ladder = even(ladder, self._rejection(energy, swaps, tries), self.ladder[-1])
                 swaps, tries = torch.zeros_like(swaps), torch.zeros_like(tries)
             replicas = resumed(self.solver, tempered(posterior, ladder, rungs, known), replicas, known.x, streams)
         shared = (rungs.count - 1) * (state.count == 0)
         info = replace(info, evaluations=rungs.count * info.evaluations - shared)
-        return _reported(rungs, count, replicas, known, ladder, swaps, tries), _first(rungs, info, ladder[-1])
+        told = {"reach": ladder[-1], "rungs": self._wanted(energy, ladder, swaps, tries)}
+        return _reported(rungs, count, replicas, known, ladder, swaps, tries), _first(rungs, info, told)
 
     def _rungs(self, energy: Energy) -> Rungs:
         return Rungs(len(self.ladder), as_posterior(energy, "Tempering").fidelity.images)
 
-    def _renewed(self, energy: Energy, ladder: Tensor, rate: Tensor, count: int) -> Tensor:
-        r"""Returns the ladder that the acceptance of swaps asks for, and says of the last how far it reaches."""
-        rejection, last = 1 - torch.stack([pooled(row, energy) for row in rate]), self.ladder[-1]
-        fresh, total = even(ladder, rejection, last), barriers(ladder, rejection, last)[1][-1]
-        if count == max(self._renewals()):
-            for image in range(as_posterior(energy, "Tempering").fidelity.images):
-                if float(fresh[-1, image]) > 1.1 * last:
-                    logger.info(SHORT, image, len(ladder), fresh[-1, image], last, 1 + total[image] / REJECTION)
-        return fresh
+    def _rejection(self, energy: Energy, swaps: Tensor, tries: Tensor) -> Tensor:
+        r"""Returns the mean rejection of swaps between neighbours, over the samples of an image, `(K - 1, S B)`."""
+        return 1 - torch.stack([pooled(row, energy) for row in swaps / tries.clamp(min=1)])
+
+    def _wanted(self, energy: Energy, ladder: Tensor, swaps: Tensor, tries: Tensor) -> Tensor:
+        r"""Returns how many rungs would reach to the end of the ladder that was asked for, `(S B,)`."""
+        if len(ladder) == 1:
+            return torch.ones_like(ladder[0])
+        return 1 + barriers(ladder, self._rejection(energy, swaps, tries), self.ladder[-1])[1][-1] / REJECTION
 
     def _renewals(self) -> set[int]:
         r"""Returns the iterations after which the ladder is renewed, the ends of rounds that double."""
@@ -208,10 +201,10 @@ def _reported(
     return TemperingState(x, count, done, value, replicas, known, ladder, swaps, tries)
 
 
-def _first(rungs: Rungs, info: Info, reach: Tensor) -> Info:
-    r"""Returns what the method tells of the rows at :math:`\beta = 1`."""
+def _first(rungs: Rungs, info: Info, told: dict[str, Tensor]) -> Info:
+    r"""Returns what the method tells of the rows at :math:`\beta = 1`, and what is `told` of their replicas."""
     accepted, size, stalled = (
         None if part is None else rungs.split(part)[0] for part in (info.accepted, info.step_size, info.stalled)
     )
     numbers = {name: rungs.split(part)[0] for name, part in info.numbers.items()}
-    return Info(info.evaluations, accepted, size, stalled, numbers | {"reach": reach})
+    return Info(info.evaluations, accepted, size, stalled, numbers | told)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from emprior._rows import column
 from emprior.interpolant import Interpolant
 from emprior.train.negatives import Gradient
@@ -39,10 +37,11 @@ class Teacher:
 
     def __call__(self, batch: Batch) -> Batch:
         r"""Returns a batch with the pairs exchanged whose noise fraction is below the bound."""
-        s = column(batch.s, batch.x1)
-        x, _ = self.interpolant.mix(batch.x1, batch.x0, batch.s)
-        a, b, k = self.interpolant.coefficients(s)
+        rows = (batch.s < self.below).nonzero()[:, 0]
+        if len(rows) == 0:
+            return batch
+        s, (x, _) = batch.s[rows], self.interpolant.mix(batch.x1[rows], batch.x0[rows], batch.s[rows])
+        a, b, k = self.interpolant.coefficients(column(s, x))
         slope = self.gradient(x)
-        x1, x0 = self.interpolant.endpoint(x, slope, batch.s), (b * x + k * slope) / (a * k + s * b)
-        held = s < self.below
-        return replace(batch, x1=torch.where(held, x1, batch.x1), x0=torch.where(held, x0, batch.x0))
+        x1, x0 = self.interpolant.endpoint(x, slope, s), (b * x + k * slope) / (a * k + column(s, x) * b)
+        return replace(batch, x1=batch.x1.index_copy(0, rows, x1), x0=batch.x0.index_copy(0, rows, x0))

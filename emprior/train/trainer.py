@@ -115,7 +115,7 @@ class Trainer:
         card, network = load_network(train.start, self.config.kind)
         check_start(self.config, card, self.images.shape[1])
         network = network.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
-        gradient = in_pieces(gradient_of(network, train.compile), train.accumulate)
+        gradient = in_pieces(gradient_of(network, compiled=False), train.accumulate)
         return Teacher(gradient, model.interpolant, train.hold)
 
     @property
