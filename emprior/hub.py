@@ -9,6 +9,8 @@ folder works as well.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field
@@ -125,6 +127,20 @@ class Card:
             raise ValueError(f"{path}: {error}") from error
         return card
 
+    @property
+    def typical(self) -> tuple[float, float] | None:
+        r"""The mean and the standard deviation of the energies of held-out images, if they are known and differ."""
+        energy = self.metrics.get("energy", {})
+        mean, spread = energy.get("mean", math.nan), energy.get("spread", math.nan)
+        return (mean, spread) if math.isfinite(mean) and 0 < spread < math.inf else None
+
+    @property
+    def identity(self) -> str:
+        r"""A digest of all on the card that results depend on: of weights, network, density, solver and metric."""
+        figures = {name: self.metrics.get(name) for name in ("energy", "spectrum")}
+        facts = (self.sha256, self.architecture, self.arguments, self.density, self.solver, figures)
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def write(self, folder: Path) -> None:
         r"""Writes the card of a folder, whole or not at all."""
         with atomic(folder / CARD) as path:
@@ -182,8 +198,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePr
     is_mixture = Card.read(_find(name, ["prior"])).kind == "mixture"
     card, prior = _load_mixture(name) if is_mixture else _load_network(name)
     prior.settings |= card.solver
-    if "energy" in card.metrics:
-        prior.typical = card.metrics["energy"]["mean"], card.metrics["energy"]["spread"]
+    prior.typical = card.typical or prior.typical
     if "spectrum" in card.metrics:
         prior.spectrum = Spectrum.read(card.metrics["spectrum"])
     return prior

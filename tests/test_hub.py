@@ -84,3 +84,27 @@ def test_cards_are_utf8(folder):
     card = Card.read(folder)
     assert card.description == "ε = 0.01 …"
     assert verify_prior(folder) == card
+
+
+def test_the_identity_of_a_card_is_of_what_results_depend_on(folder):
+    first = Card.read(folder).identity
+    change(folder, "metrics", {"drift": 0.1})
+    change(folder, "description", "other words")
+    assert Card.read(folder).identity == first
+    seen = {first}
+    for section, values in (
+        ("density", {"epsilon": 0.02}),
+        ("solver", {"map": {"steps": 3}}),
+        ("metrics", {"energy": {"mean": 1.0, "spread": 2.0}}),
+        ("sha256", "0" * 64),
+    ):
+        change(folder, section, values)
+        seen.add(Card.read(folder).identity)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(("spread", "known"), [(2.0, True), (float("nan"), False), (0.0, False)])
+def test_energies_that_do_not_differ_are_not_typical(folder, spread, known):
+    change(folder, "metrics", {"energy": {"mean": 1.0, "spread": spread}})
+    assert Card.read(folder).typical == ((1.0, spread) if known else None)
+    assert load_prior(folder).typical == ((1.0, spread) if known else None)
