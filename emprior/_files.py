@@ -7,8 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -44,6 +49,42 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def sole(folder: Path, what: str) -> Iterator[None]:
+    r"""Lets no other process into a block that works in `folder`; a process that dies lets go.
+
+    Where the system or the disk knows no locks, nobody is kept out.
+
+    Arguments:
+        folder: The folder, made if need be, and taken away if nothing was put there.
+        what: What the block does, for the message.
+
+    Raises:
+        ValueError: Another process is in such a block.
+    """
+    if fcntl is None:
+        yield
+        return
+    made, path = not folder.exists(), folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is {what} in {folder}. Wait for it, stop it, or choose another folder."
+            ) from error
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):  # the block has put something there
+                    folder.rmdir()
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from emprior._files import sole
 from emprior.hub import Card, load_prior, verify_prior
 from emprior.interpolant import EnergyMatching
 from emprior.priors.network import NetworkPrior
@@ -263,8 +265,9 @@ def test_start_from_a_prior(tmp_path):
     first = run_training(config, tmp_path / "first")
     weights = load_prior(first["prior"]).potential.state_dict()
 
-    begun = Trainer(replace(config, train=replace(config.train, seed=1)), torch.zeros(8, 1, 8, 8).byte(), tmp_path)
-    begun.start(first["prior"])
+    train = replace(config.train, start=first["prior"], seed=1)
+    begun = Trainer(replace(config, train=train), torch.zeros(8, 1, 8, 8).byte(), tmp_path)
+    begun.start()
     for network in (begun.network, begun.average):
         assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
     assert begun.seen == 320
@@ -323,7 +326,7 @@ def test_a_held_training_starts_without_a_loss(tmp_path):
         config = settings(tmp_path, train={"start": first, "hold": hold, "precision": "fp32", "log_every": 1})
         out = tmp_path / str(hold)
         trainer = Trainer(config, load_images(config.data.source), out)
-        trainer.start(first)
+        trainer.start()
         assert least <= float(trainer.iterate()["transport"]) <= most
 
 
@@ -331,9 +334,9 @@ def test_what_is_held_to_is_found_again(tmp_path):
     first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
     config = settings(tmp_path, train={"start": first, "hold": 0.3, "precision": "fp32"})
     through = Trainer(config, load_images(config.data.source), tmp_path / "through")
-    through.start(first)
+    through.start()
     halves = Trainer(config, load_images(config.data.source), tmp_path / "halves")
-    halves.start(first)
+    halves.start()
     for _ in range(25):
         through.iterate()
     for _ in range(12):
@@ -345,6 +348,38 @@ def test_what_is_held_to_is_found_again(tmp_path):
         halves.iterate()
     for key, value in through.average.state_dict().items():
         assert torch.equal(value, halves.average.state_dict()[key]), key
+
+
+def test_another_start_is_refused_on_the_way(tmp_path):
+    first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
+    other = run_training(settings(tmp_path, train={"seed": 5}), tmp_path / "other")["prior"]
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    run_training(settings(tmp_path, train={"start": first}), out, seconds=0)
+    run_training(settings(tmp_path), plain, seconds=0)
+    for folder in (out, plain):
+        with pytest.raises(ValueError, match=r"did not begin with the weights that train\.start=.*other"):
+            run_training(settings(tmp_path, train={"start": other}), folder, seconds=0)
+    assert run_training(settings(tmp_path), out, seconds=0)["resumed"]
+    shutil.rmtree(first)
+    shutil.copytree(other, first)
+    with pytest.raises(ValueError, match="did not begin with the weights"):
+        run_training(settings(tmp_path, train={"start": first, "hold": 0.3}), out, seconds=0)
+
+
+def test_a_density_is_not_held_at_another_temperature(tmp_path):
+    first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
+    config = settings(tmp_path, train={"start": first, "hold": 0.3})
+    config = replace(config, density=replace(config.density, epsilon=0.5))
+    with pytest.raises(ValueError, match=r"keeps the density of tiny, which is .*0\.01.* but density is .*0\.5"):
+        run_training(config, tmp_path / "out")
+
+
+def test_two_do_not_train_in_one_folder(tmp_path):
+    config, out = settings(tmp_path), tmp_path / "out"
+    with sole(out, "training"), pytest.raises(ValueError, match=r"another process is training in .*out\. Wait for it"):
+        run_training(config, out, seconds=0)
+    run_training(config, out, seconds=0)
+    assert {path.name for path in out.iterdir()} == {"checkpoint.pt"}
 
 
 def test_holding_to_nothing_is_refused(tmp_path):

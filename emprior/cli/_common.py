@@ -208,6 +208,8 @@ def as_json(figures: dict[str, Any]) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(plain(figures), allow_nan=False)

@@ -2,9 +2,11 @@ r"""Training of learned priors: from images to a folder that `emprior.load_prior
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from emprior._files import sole
 from emprior.train.check import check_config
 from emprior.train.config import Config
 from emprior.train.data import load_images
@@ -43,7 +45,7 @@ def run_training(
         the `prior`, or None.
 
     Raises:
-        ValueError: A setting, the data or the checkpoint is wrong.
+        ValueError: A setting, the data or the checkpoint is wrong, or another process is training in `out`.
         FloatingPointError: The loss is not finite.
         KeyboardInterrupt: It was interrupted; the checkpoint is complete.
     """
@@ -51,19 +53,21 @@ def run_training(
     out, chosen = Path(out), place(device)
     images = load_images(config.data.source, config.data.size)
     held_out_images(config, tuple(images.shape[1:]), 1)
-    try:
-        trainer = Trainer(config, images, out, chosen)
-        resumed = False if fresh else trainer.resume()
-        if config.train.start and not resumed:
-            trainer.start(config.train.start)
-        if fresh:
-            trainer.discard()
-        reason = trainer.run(progress, seconds)
-    finally:
-        World.leave()
-    finished = trainer.step >= trainer.total
-    if finished and trainer.world.rank == 0:
-        export_prior(config, out, out / "prior", images=images, device=chosen)
+    alone = sole(out, "training") if World.is_first() else nullcontext()
+    with alone:
+        try:
+            trainer = Trainer(config, images, out, chosen)
+            resumed = False if fresh else trainer.resume()
+            if config.train.start and not resumed:
+                trainer.start()
+            if fresh:
+                trainer.discard()
+            reason = trainer.run(progress, seconds)
+        finally:
+            World.leave()
+        finished = trainer.step >= trainer.total
+        if finished and trainer.world.rank == 0:
+            export_prior(config, out, out / "prior", images=images, device=chosen)
     return {
         "out": str(out),
         "iterations": trainer.step,

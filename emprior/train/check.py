@@ -107,7 +107,7 @@ def check_config(config: Config, processes: int = 1) -> None:
 
 
 def check_start(config: Config, card: Card, channels: int) -> None:
-    r"""Refuses to begin with the weights of another network.
+    r"""Refuses to begin with the weights of another network, or to hold to another density.
 
     Arguments:
         config: The settings.
@@ -117,6 +117,12 @@ def check_start(config: Config, card: Card, channels: int) -> None:
     Raises:
         ValueError: It says what that network is, and what to type.
     """
+    density = config.to_dict()["density"]
+    if config.train.hold and card.density != density:
+        raise ValueError(
+            f"train.hold keeps the density of {card.name}, which is {card.density}, but density is {density}. "
+            "Train that, or hold to none: --set train.hold=0"
+        )
     here = config.net.architecture, {"channels": channels, **config.net.arguments}
     if here == (card.architecture, card.arguments):
         return

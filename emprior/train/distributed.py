@@ -33,6 +33,11 @@ class World:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @staticmethod
+    def is_first() -> bool:
+        r"""Whether this process is the first of those that `torchrun` started, without joining them."""
+        return int(os.environ.get("RANK", "0")) == 0
+
+    @staticmethod
     def leave() -> None:
         r"""Leaves the process group, if there is one."""
         if dist.is_available() and dist.is_initialized():

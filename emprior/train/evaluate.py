@@ -72,10 +72,13 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
 
 
 def energies(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, float]:
-    r"""Returns mean and spread of the energy, in nats, of images under the thermal noise that the density includes."""
+    r"""Returns mean and spread of the energy, in nats, of images under the thermal noise that the density includes.
+
+    The spread of a single image is 0.
+    """
     with torch.no_grad():
         found = torch.cat([prior(part) for part in _thermal(prior, images, seed).split(256)])
-    return {"mean": round(float(found.mean()), 1), "spread": round(float(found.std()), 1)}
+    return {"mean": float(f"{found.mean():.6g}"), "spread": float(f"{found.std() if len(found) > 1 else 0:.4g}")}
 
 
 def spectrum(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, Any]:

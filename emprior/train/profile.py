@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -106,6 +105,8 @@ class Meter:
     def _memory(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
+        import resource  # not on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

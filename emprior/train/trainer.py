@@ -3,6 +3,7 @@ r"""The training loop."""
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import signal
 import time
@@ -17,8 +18,7 @@ from tqdm import tqdm
 from emprior._files import atomic
 from emprior._grid import save_grid
 from emprior._interrupt import Interrupt
-from emprior.hub import load_network
-from emprior.train.check import check_shares, check_start
+from emprior.train.check import check_shares
 from emprior.train.checkpoint import CHECKPOINT, check_shape, describe, read_checkpoint
 from emprior.train.config import Config, Contrast, Transport
 from emprior.train.derivative import gradient_of
@@ -29,7 +29,7 @@ from emprior.train.model import MODELS, draw
 from emprior.train.optimiser import follow, learning_rate, make_optimizer
 from emprior.train.sampler import Sampler
 from emprior.train.stream import Stream
-from emprior.train.teacher import Teacher
+from emprior.train.teacher import Teacher, load_start, same_start
 
 logger = logging.getLogger("emprior")
 
@@ -90,14 +90,13 @@ class Trainer:
         loss = self.model.loss(self.network, contrast, len(self.stream.groups))
         self.backward = make_backward(loss, train, self.autocast)
 
-    def start(self, name: str) -> None:
-        r"""Begins with the weights of a prior (or denoiser), whose images count as seen.
+    def start(self) -> None:
+        r"""Begins with the weights of the prior (or denoiser) that the settings name, whose images count as seen.
 
         Raises:
-            ValueError: There is no such prior, or its network is another.
+            ValueError: There is no such prior, or it is another network.
         """
-        card, network = load_network(name, self.config.kind)
-        check_start(self.config, card, self.images.shape[1])
+        card, network = load_start(self.config, self.images.shape[1])
         for one in (self.network, self.average):
             one.load_state_dict(network.state_dict())
         self.seen = card.training.get("images_seen", 0)
@@ -108,15 +107,12 @@ class Trainer:
         r"""Returns the prior that is begun with, as what holds the training to it.
 
         Raises:
-            ValueError: There is no such prior, or its network is another.
+            ValueError: There is no such prior, or it is another network or another density.
         """
-        train, model = self.config.train, self.model
-        assert train.start is not None
-        card, network = load_network(train.start, self.config.kind)
-        check_start(self.config, card, self.images.shape[1])
+        train, (_, network) = self.config.train, load_start(self.config, self.images.shape[1])
         network = network.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         gradient = in_pieces(gradient_of(network, compiled=False), train.accumulate)
-        return Teacher(gradient, model.interpolant, train.hold)
+        return Teacher(gradient, self.model.interpolant, train.hold)
 
     @property
     def total(self) -> int:
@@ -247,8 +243,10 @@ class Trainer:
             "chains": chains,
             "facts": self.facts,
         }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         with atomic(self.out / CHECKPOINT) as path:
-            torch.save(state, path)
+            path.write_bytes(buffer.getbuffer())
 
     def discard(self) -> None:
         r"""Replaces the checkpoint of the folder by the present state, and its log and samples by nothing."""
@@ -261,14 +259,19 @@ class Trainer:
         r"""Takes up the checkpoint of the folder, if there is one.
 
         Raises:
-            ValueError: The checkpoint was made with another network, density, schedule or data of another shape, or
-                with groups that cannot be dealt out to the processes.
+            ValueError: The checkpoint was made with another network, start, density or schedule or with data of another
+                shape, or with groups that cannot be dealt out to the processes.
         """
         path = self.out / CHECKPOINT
         if not path.exists():
             return False
         state = read_checkpoint(self.out, self.config, self.device)
         check_shape(path, state, list(self.images.shape[1:]))
+        if not same_start(self.config, state["facts"].get("start")):
+            raise ValueError(
+                f"{path} did not begin with the weights that train.start={self.config.train.start} has now. Name those "
+                "that it began with, use another --out folder, or start anew with --fresh."
+            )
         drawn = state["config"]["train"].get("groups")
         if self.asked is None and drawn is not None:
             self.begin(drawn)
