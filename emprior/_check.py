@@ -111,21 +111,33 @@ def check_range(y: Tensor, typical: Tensor, sigma: float) -> None:
         )
 
 
-def check_start(x0: object, images: int) -> Tensor:
-    r"""Returns `x0` if it is one finite start for each of `images` images.
+def check_start(x0: object, images: int, samples: int, axes: int) -> Tensor:
+    r"""Returns the starts `(S, B, *shape)` of each sample of each image, or `(1, B, *shape)` if they are one for all.
+
+    Arguments:
+        x0: The starts `(B, *shape)` or `(S, B, *shape)`.
+        images: The number `B` of images.
+        samples: The number `S` of samples.
+        axes: The number of axes of an image.
 
     Raises:
         TypeError: It is not a floating-point tensor.
-        ValueError: It is of another number of images, or not finite.
+        ValueError: It is of another number of images or samples, or not finite.
     """
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         kind = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"x0 is {kind}, expected a floating-point tensor (B, C, H, W) in [0, 1]. Convert it.")
-    if len(x0) != images:
-        raise ValueError(f"x0 holds {len(x0)} images, but y holds {images}. Pass one start for each.")
+    each = x0 if x0.ndim == axes + 2 else x0[None]
+    if len(each) not in (1, samples):
+        raise ValueError(
+            f"x0 holds starts of {len(each)} samples, but samples is {samples}. Pass samples={len(each)}, or one start "
+            "for each image."
+        )
+    if each.shape[1] != images:
+        raise ValueError(f"x0 holds {each.shape[1]} images, but y holds {images}. Pass one start for each.")
     if not bool(x0.isfinite().all()):
         raise ValueError("x0 holds values that are NaN or infinite. Replace them: x0 = x0.nan_to_num().")
-    return x0.detach()
+    return each.detach()
 
 
 @overload

@@ -2,6 +2,7 @@ r"""What can be asked of the measurements themselves: the noise level, or the we
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from emprior.result import Diagnostics, Result
 from emprior.solvers import METHODS, NoiseLevel, Stage
 from emprior.solvers.noise_level import Rescaled
 from emprior.solvers.weight import Weight
+
+logger = logging.getLogger("emprior")
 
 ASK = "estimate"
 """What is passed in place of a number that is not known."""
@@ -70,8 +73,15 @@ def weighted(posterior: Posterior, weight: Tensor, samples: int) -> Posterior:
 
 
 def completed(result: Result, found: Diagnostics) -> Result:
-    r"""Returns a minimum under estimates with these, and with its energies :math:`f + w E` in nats."""
-    names = ("sigma", "sigma_std", "weight", "weight_std")
+    r"""Returns a minimum under estimates with these, and with its energies :math:`f + w E` in nats.
+
+    What the chain that made the estimates says of itself goes with them, and into the log if they are not to be
+    trusted.
+    """
+    for image, line in enumerate(found.verdict):
+        if line.startswith("not "):
+            logger.warning("image %d: the chain that made the estimate is %s", image, line)
+    names = ("sigma", "sigma_std", "weight", "weight_std", "rhat", "ess", "draws", "verdict")
     trace = result.diagnostics.trace
     if found.weight is not None:
         factor = found.weight.to(trace["energy"])

@@ -48,7 +48,7 @@ def _found(fidelity: GaussianFidelity, prior: Prior) -> tuple[int, ...]:
 
 
 def _start_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image) -> tuple[int, ...]:
-    shape = tuple(x0.shape[1:])
+    shape = tuple(x0.shape[2:])
     if prior.accepts(shape) and _measures(fidelity, shape):
         return shape
     raise ValueError(
@@ -71,6 +71,8 @@ def _measures(fidelity: GaussianFidelity, shape: tuple[int, ...]) -> bool:
 def _mismatch(fidelity: GaussianFidelity, prior: Prior, shape: tuple[int, ...] | None) -> str:
     operator, kind = type(fidelity.operator).__name__, {1: "gray ", 3: "RGB "}.get(prior.shape[0], "")
     takes = f"takes images of shape {shape}" if shape else "gives no measurements of that shape"
+    if shape is None and not fidelity.linear:
+        takes += " and cannot tell what it takes: tell it by x0=torch.full((B, C, H, W), 0.5)"
     return (
         f"y has shape {tuple(fidelity.y.shape)}, the operator {operator} {takes}, and prior {prior.title!r} is for "
         f"{kind}images of shape {prior.shape}. Pass measurements of {kind}images of a matching size, or choose "

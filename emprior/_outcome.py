@@ -20,6 +20,9 @@ ENOUGH = 100.0
 """The effective sample size below which chains of a given length are not to be trusted."""
 
 
+BIASED = "without a Metropolis test steps bias widths and residual: compare with method='hmc'"
+
+
 def point(outcome: Run, fidelity: GaussianFidelity, config: dict[str, object]) -> Result:
     r"""Returns the lowest of the rows of each image."""
     rows = outcome.x.unflatten(0, (-1, outcome.images))
@@ -54,7 +57,7 @@ def chains(
             outcome.status[image] = Status.MIXED if account.met else Status.UNMIXED
     noise = _numbers(accounts, "noise")
     diagnostics = replace(
-        _diagnostics(outcome, fidelity.residual(mean)),
+        _diagnostics(outcome, fidelity.residual(mean) / (1 if noise is None else noise.to(mean))),
         rhat=each("rhat"),
         ess=each("ess"),
         draws=each("draws"),
@@ -75,7 +78,7 @@ def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image, settin
     r"""Judges each image by its own account."""
     fidelity, prior = posterior.fidelity, posterior.prior
     plain = posterior.weight == 1 and posterior.interaction is None and "weight" not in accounts[0].numbers
-    typical = prior.typical if plain else None
+    typical = prior.typical if plain and tuple(mean.shape[1:]) == tuple(prior.shape) else None
     counts = [int(count) for count in fidelity.count(mean)]
     enough = settings.ess if math.isfinite(settings.ess) else ENOUGH
     verdicts: list[Verdict] = []
@@ -88,6 +91,7 @@ def _verdicts(accounts: list[Account], posterior: Posterior, mean: Image, settin
             account.mixing, acceptance, residual, energy, typical,
             target_rhat=settings.rhat, target_ess=enough, dimension=count,
         )  # fmt: skip
+        found = found if share is not None else replace(found, reasons=(*found.reasons, BIASED))
         verdicts.append(_with_rungs(found, account.numbers.get("rungs", 0.0), settings.rungs))
     return tuple(verdicts)
 

@@ -12,6 +12,7 @@ from emprior._types import PerImage
 from emprior.energy import Posterior, Prior
 from emprior.fidelity import GaussianFidelity
 from emprior.solvers import Annealing, Stage, run
+from emprior.status import Status
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -34,6 +35,8 @@ def pilot_noise(operator: Physics, y: Tensor, prior: Prior, shape: tuple[int, ..
         fidelity = GaussianFidelity(operator, y, level)
         noise = Noise([("pilot", index)] * len(y), y.device, y.dtype)
         annealing = [Stage(Annealing(steps=LEVELS), LEVELS, burn_in=LEVELS)]
-        x = run(annealing, Posterior(fidelity, prior, weight), fidelity.prox(gray, 1.0), noise, len(y)).x
-        level = unit.residual(x).clamp(min=LEAST)
+        outcome = run(annealing, Posterior(fidelity, prior, weight), fidelity.prox(gray, 1.0), noise, len(y))
+        if Status.INTERRUPTED in outcome.status:
+            raise KeyboardInterrupt
+        level = unit.residual(outcome.x).clamp(min=LEAST)
     return level

@@ -30,6 +30,7 @@ from emprior.monitor import Monitor
 from emprior.operators import as_operator, without_noise
 from emprior.result import Result
 from emprior.solvers import METHODS, Method, Settings, Stage, run, validated
+from emprior.status import Status
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -70,7 +71,7 @@ def solve(
       parallel tempering of the prior around HMC, for posteriors with several modes.
     - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after an annealed start.
     - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start. `"skrock"`: its
-      stabilised form, less biased and faster for stiff energies.
+      stabilised form, faster for stiff energies, whose stiff directions come out too narrow.
     - `"flow"`: Energy Matching's sampler, from noise to data under the measurements; fast and biased.
 
     An image's result depends on its measurements, the options and the seed, never on the rest of the batch.
@@ -91,9 +92,11 @@ def solve(
             a chain.
         interaction: An energy between the samples of an image, an `emprior.Repulsion`. Without one they are
             independent.
-        x0: Where to start from, `(B, *shape)`, instead of the method's own start: MAP descends from it without a
-            continuation, and chains run from it without an annealed start. From the second sample on a minimiser
-            scatters its starts by noise of 0.1.
+        x0: Where to start from, instead of the method's own start: MAP descends from it without a continuation, and
+            chains run from it without an annealed start. With `(S, B, *shape)` each sample has a start of its own, so
+            that `x0=result.samples` goes on with chains. With `(B, *shape)` all chains of an image begin at one place,
+            where R-hat cannot see other modes; from the second sample on a minimiser scatters its starts by noise of
+            0.1.
         steps: Iterations of the method, burn-in included; the annealed start of a chain comes before.
         seed: The seed of all randomness, a number or one for each image.
         progress: Whether to show a bar; by default only on a terminal.
@@ -111,10 +114,10 @@ def solve(
     factor = 1.0 if isinstance(weight, str) else check_positive("weight", weight)
     samples = recipe.chains if samples is None else check_positive("samples", samples, whole=True)
     _check_interaction(interaction, samples, method)
-    x0 = None if x0 is None else check_start(x0, len(y))
     prior = _prior(prior, y)
+    x0 = None if x0 is None else check_start(x0, len(y), samples, len(prior.shape))
     settings = _settings(method, prior, steps, fresh=x0 is None)
-    physics = as_operator(operator, prior.shape if x0 is None else tuple(x0.shape[1:]))
+    physics = as_operator(operator, prior.shape if x0 is None else tuple(x0.shape[2:]))
     physics = without_noise(physics) if asked == "sigma" else physics
     fidelity = GaussianFidelity(physics, y, 1.0 if isinstance(sigma, str) else sigma)
     shape = image_shape(fidelity, prior, x0)
@@ -123,6 +126,8 @@ def solve(
     found = None
     if asked is not None and not recipe.samples:
         found = solve(physics, y, prior, weight=weight, sigma=sigma, seed=seed, **FIRST[asked]).diagnostics
+        if Status.INTERRUPTED in found.status:
+            raise KeyboardInterrupt
     if asked == "sigma":
         level = pilot_noise(physics, y, prior, shape, factor) if found is None else found.sigma
         fidelity = GaussianFidelity(physics, y, level)
@@ -131,7 +136,9 @@ def solve(
     posterior = Posterior(fidelity, prior, factor)
     if interaction is not None:
         posterior = _coupled(posterior, interaction, x, samples)
-    law = weighted(posterior, found.weight, samples) if found is not None and found.weight is not None else posterior
+    law = posterior
+    if found is not None and found.weight is not None:
+        law = weighted(posterior, found.weight.to(y), samples)
 
     stages = _stages(recipe, settings, asked)
     shown = sys.stderr.isatty() if progress is None else progress
@@ -144,7 +151,7 @@ def solve(
         "samples": samples,
         "sigma": fidelity.sigma if isinstance(fidelity.sigma, float) else fidelity.sigma.tolist(),
         "steps": settings.steps,
-        "seed": list(seed) if isinstance(seed, Sequence) else seed,
+        "seed": [int(value) for value in seed] if isinstance(seed, Sequence) else int(seed),
     }
     if monitor is None or not monitor.draws:
         result = point(outcome, fidelity, config)
@@ -174,13 +181,13 @@ def _coupled(posterior: Posterior, interaction: Repulsion, x: Image, samples: in
 
 
 def _starts(fidelity: GaussianFidelity, noise: Noise, shape: tuple[int, ...], x0: Image | None, scatter: bool) -> Image:
-    r"""Returns the first rows: `x0`, or gray images fitted to the data, scattered from the second sample on."""
+    r"""Returns the first rows: `x0`, or gray images fitted to the data, scattered if they are one for all samples."""
     if x0 is None:
         gray = torch.full((len(noise), *shape), 0.5, dtype=fidelity.y.dtype, device=fidelity.y.device)
         x = fidelity.prox(gray, 1.0)
     else:
-        x = x0.to(fidelity.y).repeat(len(noise) // fidelity.images, *(1,) * len(shape))
-    if scatter:
+        x = x0.to(fidelity.y).expand(len(noise) // fidelity.images, *x0.shape[1:]).flatten(0, 1).clone()
+    if scatter and (x0 is None or len(x0) == 1):
         x[fidelity.images :] += 0.1 * noise.normal(*shape)[fidelity.images :]
     return x
 

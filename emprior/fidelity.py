@@ -15,7 +15,7 @@ from emprior._types import Image, PerImage
 from emprior.energy import Fidelity
 
 if TYPE_CHECKING:
-    from deepinv.physics import Physics
+    from deepinv.physics import LinearPhysics, Physics
 
 
 class GaussianFidelity(Fidelity):
@@ -58,7 +58,8 @@ class GaussianFidelity(Fidelity):
         self.images, self.measured = len(y), tuple(y.shape[1:])
         self._seen: Tensor | None = None
         tensors = [*self.operator.buffers(), *self.operator.parameters()]
-        self.per_image = any(len(t) == len(y) > 1 for t in tensors if t.ndim > 1)
+        suspected = any(len(t) == len(y) > 1 for t in tensors if t.ndim > 1)
+        self.per_image = suspected and not (self.linear and _maps_one(self.operator, y))
 
     def forward(self, x: Image) -> PerImage:
         return self.misfit(x).flatten(1).square().sum(1) / 2
@@ -259,6 +260,15 @@ class GaussianFidelity(Fidelity):
         if not self.per_image:
             return function(rows)
         return torch.cat([function(part) for part in rows.split(self.images)])
+
+
+def _maps_one(operator: LinearPhysics, y: Tensor) -> bool:
+    r"""Whether a linear operator maps one image's measurements to one image, whatever its tensors look like."""
+    try:
+        with torch.no_grad():
+            return len(operator.A_adjoint(y[:1])) == 1
+    except (RuntimeError, ValueError, IndexError, AssertionError):
+        return False
 
 
 def conjugate_gradients(

@@ -22,6 +22,9 @@ REMEMBERED = 32
 RECORDS = 500
 """The most draws of each chain whose energy is kept."""
 
+LEARNT = ("acceptance", "weight", "weight_std", "reach", "rungs")
+"""Numbers that are no draws of a chain, and cannot tell whether it has mixed."""
+
 PATIENCE = 1.2
 """The factor by which chains grow from one judgement to the next."""
 
@@ -101,11 +104,12 @@ class Monitor(Observer):
         if self.projections is None:
             self.projections = Projections.fit(torch.cat(self.past[len(self.past) // 2 :] or [x]))
             self.past.clear()
+        told = {name: value.cpu() for name, value in {**numbers, **self.projections.project(x)}.items()}
         self.draws, self.last = self.draws + 1, x
         self.moments.add(x)
         self.sketch.add(x)
-        for name, value in {**numbers, **self.projections.project(x)}.items():
-            self.traces.setdefault(name, []).append(value.cpu())
+        for name, value in told.items():
+            self.traces.setdefault(name, []).append(value)
         if self.draws == self.due and math.isfinite(self.target_ess):
             self.due = int(PATIENCE * self.due)
             self._judge()
@@ -139,7 +143,7 @@ class Monitor(Observer):
         if not pending:
             return
         traces = {name: trace[:, :, pending] for name, trace in traces.items()}
-        mixed, met = self._met({name: trace for name, trace in traces.items() if name != "acceptance"})
+        mixed, met = self._met({name: trace for name, trace in traces.items() if name not in LEARNT})
         for place, image in enumerate(pending):
             if ended or bool(met[place]):
                 numbers = {name: trace[:, :, place] for name, trace in traces.items()}

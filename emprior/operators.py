@@ -164,7 +164,8 @@ def _check_shape(matrix: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     if math.prod(shape) != matrix.shape[1]:
         raise ValueError(
             f"operator has {matrix.shape[1]} columns, but images of shape {tuple(shape)} have {math.prod(shape)} "
-            "numbers. Pass the shape of one image, without the batch, or a matrix (m, n) and not its transpose."
+            "numbers. Pass emprior.as_operator(matrix, shape=(C, H, W)), the shape of one image without the batch, "
+            "or a matrix (m, n) and not its transpose."
         )
     return tuple(shape)
 

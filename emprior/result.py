@@ -135,7 +135,7 @@ class Result:
         """
         if not self.sketches:
             raise ValueError("a MAP has no quantiles. Use a method that samples, such as method='posterior'.")
-        axis = 0 if isinstance(q, float | int) else 1
+        axis = 0 if torch.as_tensor(q).ndim == 0 else 1
         return torch.cat([sketch.quantile(q) for sketch in self.sketches], axis)
 
     def interval(self, level: float = 0.9) -> tuple[Image, Image]:

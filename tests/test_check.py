@@ -95,9 +95,16 @@ def test_range():
         (np.zeros((2, 3)), TypeError, "x0 is ndarray.*Convert it"),
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, r"x0 is torch\.int64"),
         (torch.zeros(3, 3), ValueError, "x0 holds 3 images, but y holds 2"),
+        (torch.zeros(4, 3, 3), ValueError, "x0 holds 3 images, but y holds 2"),
+        (torch.zeros(3, 2, 3), ValueError, r"starts of 3 samples, but samples is 4\. Pass samples=3"),
         (torch.full((2, 3), math.nan), ValueError, r"x0\.nan_to_num"),
     ],
 )
 def test_bad_starts(x0, error, message):
     with pytest.raises(error, match=message):
-        check_start(x0, 2)
+        check_start(x0, 2, samples=4, axes=1)
+
+
+def test_starts_are_of_samples_or_of_all():
+    assert check_start(torch.zeros(2, 3), 2, samples=4, axes=1).shape == (1, 2, 3)
+    assert check_start(torch.zeros(4, 2, 3), 2, samples=4, axes=1).shape == (4, 2, 3)

@@ -52,6 +52,31 @@ def test_chains_that_disagree_are_not_enough():
     assert account.rhat > 1.5
 
 
+def test_what_is_learnt_does_not_mix():
+    monitor = Monitor(1)
+    for x in white(300, 2, 1):
+        energy = x.square().flatten(2).sum(2) / 2
+        monitor.see(x, {"energy": energy, "weight_std": torch.full_like(energy, torch.inf)}, kept=True)
+    (account,) = monitor.close()
+    assert account.rhat < 1.05
+    assert account.numbers["weight_std"] == torch.inf
+
+
+def test_an_interrupt_between_numbers_loses_no_run():
+    monitor, draws = Monitor(1), white(60, 2, 1)
+    follow(monitor, draws[:50])
+    monitor.projections = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        monitor.see(draws[50], {"energy": draws[50].square().flatten(2).sum(2)}, kept=True)
+    (account,) = monitor.close()
+    assert account.draws == 30
+
+
+class Interrupted:
+    def project(self, x):
+        raise KeyboardInterrupt
+
+
 def test_an_image_is_accounted_for_when_it_is_done_and_then_left_alone():
     r"""The second image mixes ten times slower: the first one's account is the one that it has alone."""
     quick, slow = white(2000, 4, 1), white(2000, 4, 1, seed=1)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import SHAPE, make_operator
 from torch import nn
 
 import emprior
+from emprior._noise import Noise
+from emprior._solve import _starts
 from emprior.energy import Prior
+from emprior.fidelity import GaussianFidelity
 from emprior.hub import load_prior, save_prior, verify_prior
 from emprior.interpolant import EnergyMatching
 from emprior.nets import make_potential
@@ -349,3 +353,80 @@ def test_each_image_may_have_a_seed_of_its_own(field):
         emprior.solve(operator, y, seed=[1, 2], **options)
     with pytest.raises(TypeError, match="expected an integer, or one for each image"):
         emprior.solve(operator, y, seed="abc", **options)
+
+
+def test_samples_go_on_from_where_they_were(denoising, y, rgb):
+    seen = []
+    first = emprior.solve(denoising, y, rgb, method="ula", samples=3, steps=40)
+    options = {"samples": 3, "steps": 2, "x0": first.samples, "callback": lambda _, rows: seen.append(rows.clone())}
+    emprior.solve(denoising, y, rgb, method="gibbs", **options)
+    assert seen[0].shape == first.samples.shape
+    fidelity = GaussianFidelity(denoising, y, 0.1)
+    noise = Noise([(s, b) for s in range(3) for b in range(2)])
+    rows = _starts(fidelity, noise, SHAPE, first.samples, scatter=True)
+    assert torch.equal(rows.unflatten(0, (3, 2)), first.samples)
+    with pytest.raises(ValueError, match="starts of 3 samples, but samples is 2"):
+        emprior.solve(denoising, y, rgb, method="mala", samples=2, x0=first.samples)
+
+
+def test_seeds_of_numpy_are_saved(denoising, y, rgb, tmp_path):
+    for seed in (np.int64(3), [np.int64(3), 4]):
+        emprior.solve(denoising, y, rgb, steps=2, seed=seed).save(tmp_path / "out")
+    assert emprior.Result.load(tmp_path / "out").config["seed"] == [3, 4]
+
+
+def test_quantiles_of_any_number(denoising, y, rgb):
+    result = emprior.solve(denoising, y, rgb, method="mala", samples=2, steps=40)
+    for q in (0.5, np.float32(0.5), torch.tensor(0.5)):
+        assert torch.equal(result.quantile(q), result.quantile([0.5])[0])
+
+
+def test_energies_are_typical_of_one_size(denoising):
+    r"""Those of training images say nothing of larger ones."""
+    prior = NetworkPrior(tiny(), (3, 8, 8), EnergyMatching(), 10.0)
+    prior.typical = (1e6, 1.0)
+    for side, judged in ((8, True), (16, False)):
+        result = emprior.solve(denoising, torch.full((1, 3, side, side), 0.5), prior, method="hmc", steps=40)
+        assert ("the prior energy is" in result.diagnostics.verdict[0]) == judged
+
+
+def test_samples_without_a_test_of_their_own_say_so(denoising, y, rgb):
+    for method, biased in (("ula", True), ("mala", False)):
+        lines = emprior.solve(denoising, y, rgb, method=method, samples=2, steps=40).diagnostics.verdict
+        assert all(("without a Metropolis test" in line) == biased for line in lines)
+
+
+class Stopping(GaussianPrior):
+    r"""A prior that is interrupted when it has been asked so often."""
+
+    left = 30
+
+    def value_and_grad(self, x):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().value_and_grad(x)
+
+
+@pytest.mark.parametrize("asked", ["sigma", "weight"])
+def test_an_interrupted_estimate_is_no_estimate(denoising, y, asked):
+    prior = Stopping(torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 0.05))
+    with pytest.raises(KeyboardInterrupt):
+        emprior.solve(denoising, y, prior, **{asked: "estimate"})
+
+
+def test_a_minimum_tells_what_its_estimate_is_worth(denoising, y, rgb, caplog):
+    result = emprior.solve(denoising, y, rgb, sigma="estimate")
+    told = result.diagnostics.verdict
+    assert len(told) == len(result.diagnostics.ess) == 2
+    warned = [record.getMessage() for record in caplog.records if "made the estimate" in record.getMessage()]
+    assert len(warned) == sum(line.startswith("not ") for line in told)
+
+
+def test_a_matrix_of_as_many_rows_as_images_is_shared():
+    matrix = torch.randn(2, 192, generator=torch.Generator().manual_seed(0))
+    operator = emprior.as_operator(matrix, shape=(3, 8, 8))
+    for images in (2, 3):
+        fidelity = GaussianFidelity(operator, torch.zeros(images, 2), 0.1)
+        assert not fidelity.per_image
+        assert fidelity.hessian(torch.zeros(images, 3, 8, 8)) is not None

@@ -47,7 +47,8 @@ class NetworkPrior(Prior):
     :meth:`emprior.interpolant.Interpolant.thermal` in public units.
 
     Arguments:
-        potential: The network `V`, `(B, C, H, W)` to `(B,)`.
+        potential: The network `V`, `(B, C, H, W)` to `(B,)`, which becomes the prior's own: it is put into evaluation
+            mode, and its parameters no longer learn.
         shape: The shape of one training image, `(C, H, W)`; a fully convolutional network takes others too.
         interpolant: The path it was trained on.
         epsilon: The temperature :math:`\epsilon`.

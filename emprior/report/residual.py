@@ -38,9 +38,9 @@ def residuals(result: Result, operator: Physics | None = None) -> list[Tensor] |
     if isinstance(result.config.get("sigma"), str):
         return "the noise level was estimated, and the level that residuals are told in was not kept."
     if operator is not None:
-        found = _whitened(result, operator, result.measurement)
+        found = _rescaled(result, _whitened(result, operator, result.measurement))
         if _agrees(result, found):
-            return _rescaled(result, found)
+            return found
         raise ValueError(
             "operator gives other residuals than the run reported: it is not that of the run. Give that one, or none."
         )
@@ -48,10 +48,10 @@ def residuals(result: Result, operator: Physics | None = None) -> list[Tensor] |
     if not name:
         return "the result names no problem, and no operator was given."
     try:
-        found = _whitened(result, load_problem(name).operator, result.measurement)
+        found = _rescaled(result, _whitened(result, load_problem(name).operator, result.measurement))
     except (ValueError, OSError, RuntimeError, TypeError) as error:
         return f"the problem {name} is not at hand ({str(error).partition('. ')[0]})."
-    return _rescaled(result, found) if _agrees(result, found) else f"the problem {name} is not the one of the run."
+    return found if _agrees(result, found) else f"the problem {name} is not the one of the run."
 
 
 def _whitened(result: Result, operator: Physics, y: Tensor) -> list[Tensor]:
