@@ -44,6 +44,13 @@ def test_the_noise_level_has_its_posterior(noisy, method):
     assert (error < 0.3 * std).all()
 
 
+def test_the_residual_is_in_the_noise_that_was_found(noisy):
+    field, y = noisy[:2]
+    result = emprior.solve(dinv.physics.Denoising(), y, field, method="mala", samples=2, steps=40, sigma="estimate")
+    expected = (y - result.mean).flatten(1).square().mean(1).sqrt() / result.diagnostics.sigma
+    torch.testing.assert_close(result.diagnostics.residual, expected, rtol=1e-5, atol=0)
+
+
 def test_an_estimate_of_map_is_that_of_a_chain(noisy):
     field, y, mean, std = noisy
     result = emprior.solve(dinv.physics.Denoising(), y, field, sigma="estimate")

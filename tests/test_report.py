@@ -141,7 +141,7 @@ def test_residuals_are_the_noise_at_the_truth(field, sigma):
 def test_residuals_in_units_of_the_noise_that_was_found(field):
     operator, x = make_operator("denoising"), field.sample(1, seed=0)
     y = x + 0.1
-    run = Diagnostics((Status.MIXED,), {}, torch.ones(1), sigma=torch.tensor([0.2]))
+    run = Diagnostics((Status.MIXED,), {}, torch.tensor([0.5]), sigma=torch.tensor([0.2]))
     result = Result(x, x[None], x, None, run, Status.MIXED, {"sigma": 0.1}, y)
     torch.testing.assert_close(residuals(result, operator)[0], torch.full((64,), 0.5, dtype=torch.float64))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from emprior._check import needed
 from emprior.batch.items import Item, Source
-from emprior.batch.ledger import FAILED, RECORDS, Ledger
+from emprior.batch.ledger import FAILED, PLAN, RECORDS, Ledger
 from emprior.batch.manifest import Manifest
 from emprior.batch.reconstruct import open_source
 from emprior.batch.sinks import Files
@@ -24,8 +24,6 @@ from emprior.report.residual import residuals
 from emprior.report.view import View, views
 from emprior.result import VECTORS, Diagnostics, Result
 from emprior.status import Status
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +95,7 @@ class Stored:
         if arrays["estimate"] is None:
             return replace(_bare(item, record), missing=("The batch kept no estimate, or it is no longer there.",))
         result = self._result(item, record, arrays["estimate"], arrays["std"], arrays["samples"])
-        truth = self._truth(item)
+        truth = self._truth(item, place)
         fits = truth is not None and truth.shape == result.estimate.shape[1:]
         return replace(views(result, truth if fits else None, residuals(result))[0], name=item.id)
 
@@ -141,10 +139,10 @@ class Stored:
         except (OSError, ValueError, IndexError):
             return None
 
-    def _truth(self, item: Item) -> Tensor | None:
+    def _truth(self, item: Item, place: int) -> Tensor | None:
         try:
             own = None if self._source is None else self._source.truth(item)
-            return own if own is not None or self._truths is None else self._truths.beside(item)
+            return own if own is not None or self._truths is None else self._truths.beside(item, place)
         except (OSError, ValueError, IndexError):
             return None
 
