@@ -58,6 +58,7 @@ def test_a_folder_is_restored_and_what_cannot_be_read_is_listed(digits, capsys):
     (digits / "in/broken.npy").write_bytes(b"no array")
     assert emprior_batch(*arguments, "--dry-run") == 0
     assert "6 items in 1 chunks of 6, 1 left; batches of 6" in capsys.readouterr().out
+    assert not (digits / "out").exists()
     assert emprior_batch(*arguments) == 1
     printed = capsys.readouterr().out
     assert "5 of 6 items done; 1 failed" in printed
@@ -108,6 +109,9 @@ def test_a_weight_may_be_asked_for(digits):
         (["--method", "mapp"], r"unknown method 'mapp'\. Did you mean 'map'\?"),
         (["--format", "h5"], r"--format: unknown format 'h5'"),
         (["--save", "std"], "finds a mode, which has no std"),
+        (["--quantiles", "1.5"], r"quantiles holds 1\.5, but they are probabilities from 0 to 1"),
+        (["--truth", "few.npy"], r"few\.npy holds 3 true images, but there are 5 items"),
+        (["--truth", "list.csv"], "cannot hold truths by itself"),
         (["--shard", "4/4"], "expected I/N with I from 0 to N - 1"),
         (["--scheduler", "tcp://x:1"], "Add --engine dask"),
         (["--prior", "mnits"], "Did you mean 'mnist'"),
@@ -117,8 +121,13 @@ def test_a_weight_may_be_asked_for(digits):
 )
 def test_bad_usage_is_told_before_any_work(digits, arguments, message, monkeypatch):
     monkeypatch.chdir(digits)
+    np.save("few.npy", np.zeros((3, 1, 28, 28), np.float32))
+    (digits / "list.csv").write_text("path\n")
     given = {"--problem": "problem.yaml", "--input": "in", "--prior": "mnist", "--out": "out"}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     with pytest.raises(UsageError, match=message):
-        emprior_batch(*[part for pair in given.items() for part in pair])
+        emprior_batch(*[part for pair in given.items() for part in pair], "--dry-run")
     assert not (digits / "out").exists()
+    with pytest.raises(UsageError, match=message):
+        emprior_batch(*[part for pair in given.items() for part in pair])
+    assert not (digits / "out/.batch/plan.json").exists()

@@ -42,11 +42,13 @@ def test_files_of_one_stem_are_both_named(tmp_path):
 def test_a_table_names_items_problems_and_truths(tmp_path):
     table = write_table(
         tmp_path / "list.csv",
-        ["path,id,problem,truth", "in/a.npy,,,", "in/b.npy,second,mine.yaml,t/b.npy", "../c.npy,,,"],
+        ["path,id,problem,truth", "in/a.npy,,ct,", "in/b.npy,second,p/mine.yaml,t/b.npy", "../c.npy,,/far/x.yml,"],
     )
     assert list(open_source(table.path).items()) == [
-        Item("in/a", "in/a.npy"), Item("second", "in/b.npy", "mine.yaml", "t/b.npy"), Item("c", "../c.npy"),
-    ]  # fmt: skip
+        Item("in/a", "in/a.npy", "ct"),
+        Item("second", "in/b.npy", str(tmp_path / "p/mine.yaml"), "t/b.npy"),
+        Item("c", "../c.npy", "/far/x.yml"),
+    ]
 
 
 def test_a_table_says_what_is_wrong_with_it(tmp_path):
@@ -87,6 +89,16 @@ def test_a_row_of_a_stack_is_read_as_a_file_is(tmp_path, dtype):
     row, file = Stack(tmp_path / "stack.npy").read("1"), read_measurements(tmp_path / "row.npy")
     assert row.dtype == file.dtype
     assert torch.equal(row, file)
+
+
+def test_an_address_opens_the_same_source_again(tmp_path):
+    np.save(tmp_path / "y.npy", np.zeros((2, 1, 2, 2)))
+    (tmp_path / "y.h5").write_bytes(b"")
+    write_table(tmp_path / "list.csv", ["path"])
+    for name in ("", "y.npy", "y.h5::first", "list.csv"):
+        source = open_source(tmp_path / name)
+        assert open_source(source.address) == source
+        assert source.address == str(tmp_path / name)
 
 
 def test_inputs_of_other_kinds_are_refused(tmp_path):

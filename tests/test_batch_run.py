@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +18,14 @@ from emprior.batch import item_seed, reconstruct_many
 from emprior.batch.engines import Local
 from emprior.batch.items import Folder
 from emprior.batch.job import Job
-from emprior.batch.plan import lay
+from emprior.batch.plan import drafted, lay
 from emprior.batch.preview import preview
+from emprior.batch.reconstruct import open_source
 from emprior.batch.run import run
+from emprior.hub import find_prior
 from emprior.metrics import psnr
+from emprior.report.reproduce import batch_command
+from emprior.report.stored import Stored
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +164,15 @@ def test_arrays_of_all_items_hold_what_files_do(field, tmp_path):
 
 
 def test_a_preview_keeps_nothing(field, inputs, tmp_path):
-    lay(Job(make_operator("blur"), Folder(inputs), tmp_path / "out", field, chunk=4))
-    plan = lay(Job(make_operator("blur"), Folder(inputs), tmp_path / "out", field, "continuation", steps=4, chunk=8))
-    seen = preview(plan, workers=2)
+    with drafted(Job(make_operator("blur"), Folder(inputs), tmp_path / "out", field, chunk=4)) as draft:
+        assert preview(draft).chunks == 6
+    assert not (tmp_path / "out").exists()
+    job = Job(make_operator("blur"), Folder(inputs), tmp_path / "out", field, "continuation", steps=4, chunk=8)
+    with drafted(job) as draft:
+        seen = preview(draft, workers=2)
+    plan = lay(job)
+    with drafted(job) as draft:
+        assert draft.hash == plan.hash
     assert (seen.items, seen.chunks, seen.left, seen.chunk, seen.batch, seen.failed) == (24, 3, 3, 8, 8, 0)
     assert seen.disk == 24 * 64 * 4
     assert seen.total == pytest.approx(seen.seconds * 3 / 2)
@@ -171,3 +185,78 @@ def test_a_run_leaves_the_process_as_it_was(field, inputs, tmp_path):
     reconstruct_many(make_operator("blur"), inputs, tmp_path, field, threads=threads + 1, chunk=24, **QUICK)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("kind", ["npy", "h5"])
+def test_a_stack_of_truths_is_taken_in_the_order_of_files(field, tmp_path, kind):
+    x, y = measured(field, 6, dtype=torch.float64)
+    folder, stack = write_items(tmp_path / "in", y), f"{tmp_path}/truth.{kind}"
+    if kind == "npy":
+        np.save(stack, x.numpy())
+    else:
+        with pytest.importorskip("h5py").File(stack, "w") as file:
+            file["other"], file["x"] = torch.zeros_like(x).numpy(), x.numpy()
+        stack += "::x"
+    for form, truth in {"stack": stack, "files": write_items(tmp_path / "truth", x)}.items():
+        options = {**QUICK, "chunk": 2, "truth": truth}
+        assert reconstruct_many(make_operator("blur"), folder, tmp_path / form, field, **options).ok
+    scores = {form: [r["psnr"] for r in lines(tmp_path / form / "records.jsonl")] for form in ("stack", "files")}
+    assert scores["stack"] == scores["files"]
+    stored = Stored.open(tmp_path / "stack")
+    assert stored.config["truth"] == str(stack)
+    for place, item, record in stored.records():
+        assert stored.view(place, item, record).truth is not None
+
+
+def test_arrays_of_one_file_are_batches_of_their_own(field, tmp_path):
+    x, y = measured(field, 4)
+    with pytest.importorskip("h5py").File(tmp_path / "y.h5", "w") as file:
+        file["one"], file["two"], file["x"], file["z"] = y.numpy(), y.numpy()[::-1], x.numpy(), x.numpy()
+
+    def go(items, truth):
+        options = {**QUICK, "truth": f"{tmp_path}/y.h5::{truth}"}
+        return reconstruct_many(make_operator("blur"), f"{tmp_path}/y.h5::{items}", tmp_path / "out", field, **options)
+
+    assert go("one", "x").ok
+    with pytest.raises(ValueError, match=r"input was '.*y\.h5::one' and is '.*y\.h5::two'"):
+        go("two", "x")
+    with pytest.raises(ValueError, match=r"truth was '.*y\.h5::x' and is '.*y\.h5::z'"):
+        go("one", "z")
+    assert go("one", "x").fresh == 0
+    config = Stored.open(tmp_path / "out").config
+    told = batch_command(config, "again")
+    assert f"--input {tmp_path}/y.h5::one" in told
+    assert f"--truth {tmp_path}/y.h5::x" in told
+
+
+def test_a_job_is_the_same_from_any_folder(field, tmp_path, monkeypatch):
+    y = torch.rand(3, 1, 28, 28, generator=generator("anywhere"))
+    write_items(tmp_path / "in", y)
+    (tmp_path / "mine.yaml").write_text(
+        "description: Noise alone.\nshape: [1, 28, 28]\noperator: {type: denoising}\n"
+        "noise: {type: gaussian, sigma: 0.1}\n"
+    )
+    rows = [f"in/i{index:02d}.npy,{'mine.yaml' if index else ''}" for index in range(3)]
+    (tmp_path / "list.csv").write_text("path,problem\n" + "\n".join(rows) + "\n")
+    shutil.copytree(find_prior("mnist"), tmp_path / "prior")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    plan = lay(Job("mine.yaml", open_source("list.csv"), tmp_path / "out", "prior", "continuation", steps=2))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(plan, Local()).ok
+    named = lay(Job("cifar10/denoising", Folder(tmp_path / "in"), tmp_path / "named", "mnist"))
+    assert (named.job.operator, named.job.prior) == ("cifar10/denoising", "mnist")
+
+
+def test_where_memory_cannot_be_asked_for_it_is_unknown(field, inputs, tmp_path, monkeypatch):
+    r"""As on Windows, which has no module of this name."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    spec = importlib.util.find_spec("emprior.batch.preview")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    job = Job(make_operator("blur"), Folder(inputs), tmp_path / "out", field, "continuation", steps=4, chunk=8)
+    with drafted(job) as plan:
+        seen = module.preview(plan)
+    assert seen.memory is None
+    assert "an unknown amount of memory a worker" in str(seen)

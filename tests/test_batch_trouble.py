@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -18,11 +21,13 @@ import emprior
 from emprior.batch import reconstruct_many
 from emprior.batch.chunk import Solved, attempt
 from emprior.batch.engines import Local
-from emprior.batch.items import Folder
+from emprior.batch.items import Folder, Item
 from emprior.batch.job import Job
-from emprior.batch.plan import lay
+from emprior.batch.ledger import Ledger
+from emprior.batch.plan import FORMAT, lay
 from emprior.batch.run import run
-from emprior.batch.sinks import Files
+from emprior.batch.sinks import FORMATS, Files
+from emprior.batch.stacks import Stack
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +228,147 @@ def test_outputs_that_would_harm_something_are_refused(field, inputs, tmp_path):
     with pytest.raises(ValueError, match="shards count from 0 to 1"):
         go(tmp_path / "out", shard=(2, 2))
     assert not (tmp_path / "out").exists()
+
+
+def job_of(field, folder, out, **options):
+    return Job(make_operator("blur"), Folder(folder), out, field, "continuation", **{"steps": 4, "chunk": 8, **options})
+
+
+def laid(out):
+    return {path.name: path.read_bytes() for path in (out / ".batch").iterdir() if path.is_file()}
+
+
+def test_a_plan_is_not_replaced_while_another_may_be_at_work_on_it(field, inputs, tmp_path):
+    out, few = tmp_path / "out", write_items(tmp_path / "few", measured(field, 3)[1])
+    plan = lay(job_of(field, inputs, out))
+    before = laid(out)
+    assert before.keys() == {"plan.json", "manifest.csv", "index.npy"}
+    cure = rf"another output\. No chunk is finished: if no other process is at work on it, remove {out}/\.batch"
+    for options in ({"seed": 1}, {"chunk": 4}):
+        with pytest.raises(ValueError, match=f"begun with other options: .* Use the same, or choose {cure}"):
+            lay(job_of(field, inputs, out, **options))
+    with pytest.raises(ValueError, match="begun with other options: input was"):
+        lay(job_of(field, few, out))
+    assert laid(out) == before
+    assert lay(job_of(field, inputs, out)).hash == plan.hash
+    assert run(plan, Local()).fresh == 24
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_plans_laid_at_once_one_stands_with_its_own_items(field, inputs, tmp_path, monkeypatch, links):
+    r"""Another process lays its plan between this one's look at the folder and its own laying."""
+    out, few = tmp_path / "out", write_items(tmp_path / "few", measured(field, 3)[1])
+    link, first = os.link, []
+
+    def late(*paths):
+        if not first:
+            first.append(True)
+            first.append(lay(job_of(field, few, out)))
+        if not links:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(ValueError, match="begun with other options: input was"):
+        lay(job_of(field, inputs, out))
+    assert json.loads((out / ".batch/plan.json").read_text())["hash"] == first[1].hash
+    assert run(first[1], Local()).fresh == 3
+    assert lay(job_of(field, few, out)).manifest.read(0) == first[1].manifest.read(0)
+
+
+def test_a_plan_whose_process_died_before_its_list_was_there_is_gone_on_with(field, inputs, tmp_path):
+    plan = lay(job_of(field, inputs, tmp_path / "out"))
+    (plan.ledger.folder / "manifest.csv").write_text("of something else")
+    os.remove(plan.ledger.folder / "index.npy")
+    assert run(lay(job_of(field, inputs, tmp_path / "out")), Local()).fresh == 24
+
+
+def test_plans_that_are_damaged_or_of_another_form_are_told(field, inputs, tmp_path):
+    plan = lay(job_of(field, inputs, tmp_path / "out"))
+    path = plan.ledger.folder / "plan.json"
+    path.write_text(path.read_text().replace(FORMAT, "emprior batch 1"))
+    with pytest.raises(ValueError, match=r"begun with emprior .*, whose plans were of another form\. Finish it with"):
+        lay(job_of(field, inputs, tmp_path / "out"))
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json cannot be read: .* Choose another output; or remove that file"):
+        lay(job_of(field, inputs, tmp_path / "out"))
+
+
+def test_arrays_are_made_by_many_at_once(field, inputs, tmp_path):
+    pytest.importorskip("zarr")
+    for attempt_ in range(6):
+        sink = FORMATS["zarr"]()
+        plan = lay(job_of(field, inputs, tmp_path / f"out{attempt_}", chunk=4, sink=sink))
+        gate = Barrier(6)
+
+        def write(number, plan=plan, gate=gate):
+            rows = [{"estimate": np.full(SHAPE, number, np.float32)}] * 4
+            gate.wait()
+            plan.job.sink.write(plan.ledger, plan.manifest, number, plan.manifest.read(number), rows)
+
+        with ThreadPoolExecutor(6) as executor:
+            list(executor.map(write, range(6)))
+        group = sys.modules["zarr"].open_group(plan.job.out / "result.zarr", mode="r")
+        assert (group["estimate"][:, 0, 0, 0] == np.repeat(np.arange(6), 4)).all()
+
+
+def test_a_full_disk_names_what_was_written_and_the_cure(field, inputs, tmp_path, monkeypatch):
+    def full(*given, **options):
+        raise OSError("9216 requested and 992 written")
+
+    pytest.importorskip("zarr")
+    h5py = pytest.importorskip("h5py")
+    targets = {"files": "out", "zarr": "result.zarr/estimate", "hdf5": "parts/000000.h5"}
+    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(h5py.File, "__setitem__", full)
+    monkeypatch.setattr(sys.modules["zarr"], "create_array", full)
+    row = {"estimate": np.zeros(SHAPE, np.float32)}
+    for form, target in targets.items():
+        ledger = Ledger(tmp_path / form / "out")
+        told = f"cannot write .*{target}: 9216 requested and 992 written. What is finished is kept: free some space"
+        with pytest.raises(OSError, match=told):
+            FORMATS[form]().write(ledger, Listed(), 0, [Item("a", "a.npy")], [row])
+
+
+class Listed:
+    r"""A list of one item."""
+
+    count = chunk = 1
+
+
+@pytest.mark.parametrize("quantiles", [(0.5, 1.5), (-0.1,), (float("nan"),), (), ("0.5",)])
+def test_quantiles_that_cannot_be_are_refused(field, inputs, tmp_path, quantiles):
+    with pytest.raises(ValueError, match=r"quantiles (holds .* probabilities from 0 to 1|names none)"):
+        job_of(field, inputs, tmp_path / "out", quantiles=quantiles)
+
+
+def test_a_stack_of_truths_of_another_length_is_refused_before_any_work(field, inputs, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((23, *SHAPE)))
+    with pytest.raises(ValueError, match=r"x\.npy holds 23 true images, but there are 24 items, and rows are taken"):
+        lay(job_of(field, inputs, tmp_path / "out", truths=Stack(tmp_path / "x.npy")))
+
+
+def test_a_truth_that_is_lost_on_the_way_costs_no_item(field, inputs, tmp_path, caplog):
+    np.save(tmp_path / "x.npy", np.zeros((24, *SHAPE)))
+    plan = lay(job_of(field, inputs, tmp_path / "out", truths=Stack(tmp_path / "x.npy")))
+    np.save(tmp_path / "x.npy", np.zeros((20, *SHAPE)))
+    assert run(plan, Local()).ok
+    records = lines(tmp_path / "out/records.jsonl")
+    assert ["psnr" in record for record in records] == [True] * 20 + [False] * 4
+    assert "i23 has no usable truth" in caplog.text
+
+
+def test_an_item_of_which_an_array_cannot_be_made_fails_alone(field, inputs, tmp_path, monkeypatch):
+    arrays = Solved.arrays
+
+    def broken(self, save, quantiles):
+        if self.row == 2:
+            raise RuntimeError("no such quantile")
+        return arrays(self, save, quantiles)
+
+    monkeypatch.setattr(Solved, "arrays", broken)
+    plan = lay(job_of(field, inputs, tmp_path / "out"))
+    summary = run(plan, Local())
+    assert (summary.done, summary.failed) == (21, 3)
+    errors = lines(tmp_path / "out/errors.jsonl")
+    assert {record["reason"] for record in errors} == {"no such quantile"}

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from emprior.bench import METHODS, Plan, Record, Shelf, Sources, load_suite, report, run, tables
 from emprior.bench import runner as bench_runner
@@ -22,11 +23,12 @@ from emprior.bench.figures import FIGURES, figures, parts, summary
 from emprior.bench.methods import Answer, Method, Task
 from emprior.bench.page import command, page
 from emprior.bench.records import digest_of
-from emprior.bench.runner import Bout
-from emprior.bench.suites import problems_of
+from emprior.bench.runner import Bout, cell_key
+from emprior.bench.suites import _facts, problems_of
 from emprior.bench.table import Entry, Line, table_of
 from emprior.bench.text import csv_of, markdown, standings
 from emprior.bench.tune import halton, trials, tuned
+from emprior.hub import find_prior, load_prior
 from emprior.metrics import crps, psnr
 from emprior.verify import fields
 
@@ -351,6 +353,21 @@ def test_the_learned_suite(tmp_path):
     (record, _), *_ = run(suite, ["cifar10/inpainting"], ["pnp-pgd"], plan, Shelf(tmp_path / "out"))
     assert (record.status, record.evaluations, record.derivatives) == ("done", 2, 0)
     assert [fact["name"] for fact in record.models] == ["cifar10", "cifar10-denoiser"]
+
+
+def test_a_prior_with_another_card_is_run_again(suite, tmp_path):
+    r"""Cards tell temperature and settings, on which figures depend, apart from the weights."""
+    facts = []
+    for epsilon in (0.01, 0.02, 0.01):
+        folder = shutil.copytree(find_prior("mnist"), tmp_path / "mnist", dirs_exist_ok=True)
+        tree = yaml.safe_load((folder / "card.yaml").read_text())
+        tree["density"]["epsilon"] = epsilon
+        (folder / "card.yaml").write_text(yaml.safe_dump(tree))
+        facts.append(_facts("prior", str(folder), load_prior(folder)))
+    assert len({fact["sha256"] for fact in facts}) == 1
+    bouts = [Bout.of(replace(suite, facts=[fact]), "denoising", suite.test(2), PLAN) for fact in facts]
+    first, other, again = (cell_key(bout, "ddnm", {}) for bout in bouts)
+    assert first == again != other
 
 
 def test_figures_know_their_parts():

@@ -119,22 +119,29 @@ def solve_chunk(job: Job, manifest: Manifest, number: int) -> Tally:
         return Tally(number, *known)
     items = manifest.read(number)
     with threads(job.threads):
-        kept = solve_items(job, items)
+        kept = solve_items(job, items, number * manifest.chunk)
     rows = [row for row, _ in kept]
     job.sink.write(ledger, manifest, number, items, rows)
     ledger.commit(number, [record for _, record in kept])
     return Tally(number, len(items), sum(row is None for row in rows))
 
 
-def solve_items(job: Job, items: Sequence[Item]) -> list[Kept]:
-    r"""Returns what is kept of each of some items and its record, solving batch by batch of one problem."""
+def solve_items(job: Job, items: Sequence[Item], first: int = 0) -> list[Kept]:
+    r"""Returns what is kept of each of some items and its record, solving batch by batch of one problem.
+
+    Arguments:
+        job: What to do.
+        items: The items.
+        first: The place of the first of them among all.
+    """
     out: dict[int, Kept] = {}
-    order = sorted(range(len(items)), key=lambda index: items[index].problem)
-    for problem, indices in groupby(order, key=lambda index: items[index].problem):
+    numbered = dict(enumerate(items, first))
+    order = sorted(numbered, key=lambda index: numbered[index].problem)
+    for problem, indices in groupby(order, key=lambda index: numbered[index].problem):
         group = list(indices)
         for start in range(0, len(group), job.batch):
-            out |= _batch(job, problem, {index: items[index] for index in group[start : start + job.batch]})
-    return [out[index] for index in range(len(items))]
+            out |= _batch(job, problem, {index: numbered[index] for index in group[start : start + job.batch]})
+    return [out[index] for index in numbered]
 
 
 def attempt(call: Callable[[list[Row]], Result], rows: Mapping[int, Row], size: int) -> dict[int, Outcome]:
@@ -195,7 +202,7 @@ def _batch(job: Job, problem: str, items: Mapping[int, Item]) -> dict[int, Kept]
     for rows in alike.values():
         solved = attempt(call, rows, size)
         outcomes |= {indices[place]: outcome for place, outcome in solved.items()}
-    return {index: _kept(job, items[index], outcome) for index, outcome in outcomes.items()}
+    return {index: _kept(job, items[index], index, outcome) for index, outcome in outcomes.items()}
 
 
 def _read(job: Job, item: Item) -> Tensor | Exception:
@@ -209,16 +216,28 @@ def _read(job: Job, item: Item) -> Tensor | Exception:
             return error
 
 
-def _kept(job: Job, item: Item, outcome: Outcome) -> Kept:
+def _kept(job: Job, item: Item, place: int, outcome: Outcome) -> Kept:
+    r"""Returns what is kept of an item, the `place`-th of all: its arrays and figures, or the reason why it failed."""
     if isinstance(outcome, Exception):
-        reason = str(outcome) or type(outcome).__name__
-        logger.info("%s failed: %s", item.id, reason)
-        return None, {"id": item.id, "status": FAILED, "reason": reason, "where": item.where}
-    record = {"id": item.id, **outcome.record()}
+        return _failed(item, outcome)
     try:
-        truth = job.truth(item)
-        if truth is not None:
-            record["psnr"] = float(psnr(outcome.estimate, truth[None]))
-    except (OSError, ValueError) as error:
+        arrays = outcome.arrays(job.save, job.quantiles)
+    except Exception as error:
+        return _failed(item, error)
+    return arrays, {"id": item.id, **outcome.record(), **_score(job, item, place, outcome)}
+
+
+def _failed(item: Item, error: Exception) -> Kept:
+    reason = str(error) or type(error).__name__
+    logger.info("%s failed: %s", item.id, reason)
+    return None, {"id": item.id, "status": FAILED, "reason": reason, "where": item.where}
+
+
+def _score(job: Job, item: Item, place: int, solved: Solved) -> dict[str, float]:
+    r"""Returns the figures of an image beside its truth, none if no truth can be used."""
+    try:
+        truth = job.truth(item, place)
+        return {} if truth is None else {"psnr": float(psnr(solved.estimate, truth[None]))}
+    except (OSError, ValueError, IndexError) as error:
         logger.warning("%s has no usable truth: %s", item.id, error)
-    return outcome.arrays(job.save, job.quantiles), record
+        return {}

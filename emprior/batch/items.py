@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -40,6 +40,11 @@ class Source(ABC):
 
     path: Path
 
+    @property
+    def address(self) -> str:
+        r"""What to type for this source."""
+        return str(self.path)
+
     @abstractmethod
     def items(self) -> Iterator[Item]:
         r"""Yields the items, one at a time and always in the same order.
@@ -58,8 +63,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def beside(self, item: Item) -> Tensor | None:
-        r"""Returns what this source, of true images, holds for an item of another; `None` if nothing."""
+    def beside(self, item: Item, place: int) -> Tensor | None:
+        r"""Returns what this source, of true images, holds for the `place`-th item of another; `None` if nothing."""
+
+    def check_beside(self, count: int) -> None:  # noqa: B027 - of a folder some may lack
+        r"""Raises a ValueError if this source cannot be the true images of `count` items of another."""
 
     def truth(self, item: Item) -> Tensor | None:
         r"""Returns the true image that an item of this source names; `None` if it names none."""
@@ -84,7 +92,7 @@ class Folder(Source):
     def read(self, where: str) -> Tensor:
         return read_measurements(self.path / where)
 
-    def beside(self, item: Item) -> Tensor | None:
+    def beside(self, item: Item, place: int) -> Tensor | None:
         for suffix in READABLE:
             file = self.path / f"{item.id}{suffix}"
             if file.is_file():
@@ -141,18 +149,26 @@ class Table(Source):
                     raise ValueError(
                         f"{self.path}, line {rows.line_num}: expected a path and {len(row)} fields at most."
                     )
-                yield Item(row.get("id") or _name(where), where, row.get("problem") or "", row.get("truth") or "")
+                yield Item(row.get("id") or _name(where), where, self._problem(row), row.get("truth") or "")
 
     def read(self, where: str) -> Tensor:
         return read_measurements(self.path.parent / where)
 
-    def beside(self, item: Item) -> Tensor | None:
+    def beside(self, item: Item, place: int) -> Tensor | None:
         raise ValueError(
             f"{self.path} cannot hold truths by itself. Name them in the column 'truth' of the items' CSV."
         )
 
+    def check_beside(self, count: int) -> None:
+        self.beside(Item("", ""), 0)
+
     def truth(self, item: Item) -> Tensor | None:
         return self.read(item.truth) if item.truth else None
+
+    def _problem(self, row: Mapping[str, str | None]) -> str:
+        r"""Returns the problem that a line names, a file with its folder."""
+        name = row.get("problem") or ""
+        return str(self.path.absolute().parent / name) if name.endswith((".yaml", ".yml")) else name
 
     def _check_header(self, names: object) -> None:
         assert isinstance(names, list | tuple)

@@ -2,25 +2,25 @@ r"""What a batch is to do: everything that its results depend on, and where they
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emprior._check import check_positive, nearest
 from emprior._noise import derive_seed
 from emprior._solve import solve
+from emprior.batch.identity import identify, identify_prior, prior_shape
 from emprior.batch.items import Item, Source
 from emprior.batch.sinks import OUTPUTS, Files, Sink
 from emprior.energy import Prior
-from emprior.hub import Card, find_prior, load_prior
+from emprior.hub import find_prior, load_prior
 from emprior.operators import without_noise
 from emprior.problem import Problem, find_problem, load_problem
 from emprior.result import Result
@@ -52,7 +52,7 @@ class Job:
         save: What to keep of each item, of `"estimate"`, `"std"`, `"quantiles"` and `"samples"`.
         quantiles: The probabilities of the quantiles that are kept.
         sink: The form of the output.
-        truths: Where true images are, if they are known, of the items' ids.
+        truths: Where true images are, if they are known: a folder of the items' ids, or a stack in their order.
         chunk: The items in a chunk, which is finished as a whole.
         batch: The images that are solved at a time, always this many.
         threads: The threads of each worker.
@@ -94,6 +94,7 @@ class Job:
                 raise ValueError(f"save names the unknown output {output!r}. {nearest(str(output), OUTPUTS)}")
         if not self.save:
             raise ValueError(f"save names no output. {nearest('', OUTPUTS)}")
+        _check_quantiles(self.quantiles)
         spread = {"std", "quantiles"} & set(self.save)
         if spread and not method.samples:
             raise ValueError(
@@ -118,10 +119,23 @@ class Job:
             progress=False,
         )
 
-    def truth(self, item: Item) -> Tensor | None:
-        r"""Returns the true image of an item, if it is known."""
+    def truth(self, item: Item, place: int) -> Tensor | None:
+        r"""Returns the true image of an item, the `place`-th of all, if it is known."""
         own = self.source.truth(item)
-        return own if own is not None or self.truths is None else self.truths.beside(item)
+        return own if own is not None or self.truths is None else self.truths.beside(item, place)
+
+    def rooted(self) -> Job:
+        r"""Returns the job with paths of problem and prior that hold in any working folder.
+
+        Raises:
+            ValueError: There is no such problem or prior; the message names the nearest match.
+        """
+        operator, prior = self.operator, self.prior
+        if isinstance(operator, str):
+            operator = _rooted(operator, find_problem(operator))
+        if not isinstance(prior, Prior):
+            prior = _rooted(prior, find_prior(prior))
+        return replace(self, operator=operator, prior=prior)
 
     def describe(self, digest: str, problems: Sequence[str]) -> dict[str, Any]:
         r"""Returns all that the results depend on, as JSON holds it: names with digests of what they stand for.
@@ -131,12 +145,13 @@ class Job:
             problems: The problems that items name.
         """
         plain = ("method", "weight", "samples", "sigma", "steps", "seed", "save", "quantiles", "chunk", "batch")
+        operator = None if self.operator is None else identify(self.operator, prior_shape(self.prior), self.device)
         return {
-            "operator": None if self.operator is None else identify(self.operator),
+            "operator": operator,
             "problems": {name: identify(name) for name in problems},
-            "prior": _identify_prior(self.prior),
-            "input": str(self.source.path),
-            "truth": None if self.truths is None else str(self.truths.path),
+            "prior": identify_prior(self.prior),
+            "input": self.source.address,
+            "truth": None if self.truths is None else self.truths.address,
             "items": digest,
             "format": type(self.sink).__name__,
             **json.loads(json.dumps({name: getattr(self, name) for name in plain})),
@@ -172,34 +187,19 @@ class Job:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def identify(operator: Physics | Problem | str) -> str:
-    r"""Returns a text that changes with an operator: with the file of a problem, or the tensors of a physics."""
-    if isinstance(operator, str):
-        return _digest(operator, find_problem(operator).read_bytes())
-    if isinstance(operator, Problem):
-        return _digest(f"{operator.name} {operator.sigma}", _content(operator.operator))
-    return _digest(type(operator).__qualname__, _content(operator))
-
-
-def _identify_prior(prior: str | os.PathLike[str] | Prior) -> str:
-    if isinstance(prior, Prior):
-        return _digest(prior.title, _content(prior))
-    folder = find_prior(prior)
-    return f"{prior} {Card.read(folder).sha256[:32]}"
-
-
-def _content(module: nn.Module) -> bytes:
-    out = hashlib.blake2b()
-    for name, tensor in module.state_dict().items():
-        out.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        out.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return out.digest()
-
-
-def _digest(name: str, content: bytes) -> str:
-    return f"{name} {hashlib.blake2b(content, digest_size=16).hexdigest()}"
-
-
 def item_seed(seed: int, name: str) -> int:
     r"""Returns the seed of an item of a batch with a seed of its own: `emprior.solve` with it gives the same result."""
     return derive_seed(seed, "item", name)
+
+
+def _check_quantiles(quantiles: Sequence[float]) -> None:
+    if not quantiles:
+        raise ValueError("quantiles names none. Give the probabilities that are wanted, such as 0.05 0.5 0.95.")
+    for value in quantiles:
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"quantiles holds {value!r}, but they are probabilities from 0 to 1, such as 0.95.")
+
+
+def _rooted(name: str | os.PathLike[str], found: Path) -> str:
+    r"""Returns a name as it is, and a path, at which something was found, from anywhere."""
+    return str(found.absolute()) if found == Path(name) else os.fspath(name)

@@ -16,7 +16,7 @@ from typing import Any
 
 from emprior._files import atomic
 
-RECORDS, ERRORS = "records.jsonl", "errors.jsonl"
+RECORDS, ERRORS, PLAN = "records.jsonl", "errors.jsonl", "plan.json"
 FAILED = "failed"
 MARK = json.dumps({"status": FAILED})[1:-1].encode()
 """What the line of a failed item holds and no other line can: JSON escapes quotes inside strings."""

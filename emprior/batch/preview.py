@@ -2,7 +2,6 @@ r"""What a batch would cost, from its first batch."""
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class Preview:
         batch: The images solved at a time.
         seconds: The time of a batch.
         total: The time of what is left, in seconds, if workers do not slow each other.
-        memory: The peak memory of a worker in bytes, of the GPU where one is used.
+        memory: The peak memory of a worker in bytes, of the GPU where one is used; `None` where it is not known.
         disk: The size of the output in bytes.
         failed: The items of the first batch that failed.
     """
@@ -38,14 +37,15 @@ class Preview:
     batch: int
     seconds: float
     total: float
-    memory: int
+    memory: int | None
     disk: int
     failed: int
 
     def __str__(self) -> str:
+        memory = "an unknown amount" if self.memory is None else f"{self.memory / 2**20:.0f} MiB"
         return (
             f"{self.items} items in {self.chunks} chunks of {self.chunk}, {self.left} left; batches of {self.batch}, "
-            f"{self.seconds:.3g} s each; {_clock(self.total)} in all, {self.memory / 2**20:.0f} MiB of memory a "
+            f"{self.seconds:.3g} s each; {_clock(self.total)} in all, {memory} of memory a "
             f"worker, {self.disk / 2**20:.4g} MiB on disk"
             + (f"; {self.failed} items of the first batch failed" if self.failed else "")
         )
@@ -61,16 +61,17 @@ def preview(plan: Plan, workers: int = 1, shard: tuple[int, int] = (0, 1)) -> Pr
     """
     job, manifest, finished = plan.job, plan.manifest, set(plan.ledger.finished())
     left = [number for number in plan.chunks(shard) if number not in finished]
-    items = manifest.read(left[0])[: job.batch] if left else []
+    number = left[0] if left else 0
+    items = manifest.read(number)[: job.batch] if left else []
     if torch.device(job.device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
     start = time.perf_counter()
     with threads(job.threads):
-        kept = solve_items(job, items)
+        kept = solve_items(job, items, number * manifest.chunk)
     seconds = time.perf_counter() - start
     rows = [row for row, _ in kept if row is not None]
     size = sum(array.nbytes for array in rows[0].values()) if rows else 0
-    calls = sum(-(-manifest.size(number) // job.batch) for number in left)
+    calls = sum(-(-manifest.size(one) // job.batch) for one in left)
     return Preview(
         items=manifest.count,
         chunks=len(manifest),
@@ -85,9 +86,13 @@ def preview(plan: Plan, workers: int = 1, shard: tuple[int, int] = (0, 1)) -> Pr
     )
 
 
-def _peak(device: str) -> int:
+def _peak(device: str) -> int | None:
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has none
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

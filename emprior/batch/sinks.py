@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Files(Sink):
         self, ledger: Ledger, manifest: Manifest, number: int, items: Sequence[Item], rows: Sequence[Arrays | None]
     ) -> None:
         moves = []
-        with ledger.scratch() as scratch:
+        with writing(ledger.out), ledger.scratch() as scratch:
             for index, (item, row) in enumerate(zip(items, rows, strict=True)):
                 for name, array in (row or {}).items():
                     np.save(scratch / f"{name}-{index}.npy", array)
@@ -91,13 +92,14 @@ class Zarr(Sink):
     ) -> None:
         start = number * manifest.chunk
         for name, block in stacked(rows).items():
-            array = self._array(ledger, manifest, name, block)
-            check_shape(name, block, array.shape)
-            array[start : start + len(block)] = block
+            with writing(ledger.out / GROUP / name):
+                array = self._array(ledger, manifest, name, block)
+                check_shape(name, block, array.shape)
+                array[start : start + len(block)] = block
 
     def _array(self, ledger: Ledger, manifest: Manifest, name: str, block: np.ndarray) -> Any:
         zarr = needed("zarr")
-        path = ledger.out / "result.zarr" / name
+        path = self._group(ledger) / name
         if not path.is_dir():
             with ledger.scratch() as scratch:
                 shape = block.shape[1:]
@@ -109,9 +111,18 @@ class Zarr(Sink):
                     dtype=block.dtype,
                     fill_value=np.nan,
                 )
-                zarr.open_group(path.parent, mode="a")
                 _settle(scratch / name, path)
         return zarr.open_array(path, mode="r+")
+
+    @staticmethod
+    def _group(ledger: Ledger) -> Path:
+        r"""Returns the folder of the group, which one of several processes makes, whole."""
+        path = ledger.out / GROUP
+        if not path.is_dir():
+            with ledger.scratch() as scratch:
+                needed("zarr").create_group(scratch / GROUP)
+                _settle(scratch / GROUP, path)
+        return path
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ class HDF5(Sink):
         self, ledger: Ledger, manifest: Manifest, number: int, items: Sequence[Item], rows: Sequence[Arrays | None]
     ) -> None:
         h5py = needed("h5py")
-        with ledger.scratch() as scratch:
+        with writing(self._part(ledger, number)), ledger.scratch() as scratch:
             with h5py.File(scratch / "part.h5", "w") as part:
                 for name, block in stacked(rows).items():
                     part[name] = block
@@ -147,7 +158,7 @@ class HDF5(Sink):
                     check_shape(name, block, layout.shape)
                     source = h5py.VirtualSource(os.path.relpath(block.file.filename, ledger.out), name, block.shape)
                     layout[number * manifest.chunk : number * manifest.chunk + len(block)] = source
-        with ledger.scratch() as scratch:
+        with writing(ledger.out / "result.h5"), ledger.scratch() as scratch:
             with h5py.File(scratch / "result.h5", "w") as file:
                 for name, layout in layouts.items():
                     file.create_virtual_dataset(name, layout, fillvalue=np.nan)
@@ -158,10 +169,25 @@ class HDF5(Sink):
         return ledger.out / "parts" / f"{number:06d}.h5"
 
 
+GROUP = "result.zarr"
+"""The group of all arrays."""
+
 OUTPUTS = ("estimate", "std", "quantiles", "samples")
 """What can be kept of an item."""
 
 FORMATS: Mapping[str, Callable[[], Sink]] = {"files": Files, "zarr": Zarr, "hdf5": HDF5}
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    r"""Lets an OSError of a block name what could not be written, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write {target}: {error.strerror or error}. What is finished is kept: free some space if the disk "
+            "is full, and run the same command again."
+        ) from error
 
 
 def stacked(rows: Sequence[Arrays | None]) -> dict[str, np.ndarray]:

@@ -35,6 +35,10 @@ class Stack(Source):
     path: Path
     name: str = ""
 
+    @property
+    def address(self) -> str:
+        return f"{self.path}::{self.name}" if self.name else str(self.path)
+
     def __len__(self) -> int:
         return int(self._array.shape[0])
 
@@ -44,10 +48,17 @@ class Stack(Source):
         return (Item(f"{row:0{width}d}", str(row)) for row in range(count))
 
     def read(self, where: str) -> Tensor:
-        return as_measurements(np.asarray(self._array[int(where)]), f"row {where} of {self.path}")
+        return as_measurements(np.asarray(self._array[int(where)]), f"row {where} of {self.address}")
 
-    def beside(self, item: Item) -> Tensor | None:
-        return self.read(item.where)
+    def beside(self, item: Item, place: int) -> Tensor | None:
+        return self.read(str(place))
+
+    def check_beside(self, count: int) -> None:
+        if len(self) != count:
+            raise ValueError(
+                f"{self.address} holds {len(self)} true images, but there are {count} items, and rows are taken in the "
+                "items' order. Give one row for each, or a folder of files of the items' ids."
+            )
 
     @property
     def _array(self) -> Any:

@@ -135,11 +135,11 @@ def paced_settings(method: Method, settings: Settings, plan: Plan) -> Settings:
 
 def cell_key(bout: Bout, name: str, settings: Settings) -> str:
     r"""Returns the digest of all that the figures of a cell depend on, but the revision of emprior."""
-    weights = [fact["sha256"] for fact in bout.suite.facts]
+    networks = [fact.get("identity", fact["sha256"]) for fact in bout.suite.facts]
     packages = {package: _version(package) for package in PACKAGES}
     content = bout.x.cpu().numpy().tobytes() + bout.y.cpu().numpy().tobytes()
     return digest_of(
-        bout.suite.name, bout.problem.name, name, dict(settings), bout.plan.facts(), weights, packages, content
+        bout.suite.name, bout.problem.name, name, dict(settings), bout.plan.facts(), networks, packages, content
     )
 
 

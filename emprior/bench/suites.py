@@ -199,4 +199,5 @@ def _facts(role: str, name: str, model: nn.Module) -> dict[str, Any]:
         "images_seen": card.training.get("images_seen"),
         "data": card.training.get("data", ""),
         "sha256": card.sha256,
+        "identity": card.identity,
     }

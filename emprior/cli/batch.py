@@ -3,6 +3,7 @@ r"""`emprior batch`: many inverse problems, from a folder, a stack or a list to 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def _add_task(parser: Parser) -> None:
         "--sigma", type=positive_or_estimate, metavar="S", help="noise level, instead of the problem's, or estimate"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (0)")
-    parser.add_argument("--truth", metavar="DIR|STACK", help="true images of the same ids or order, for the PSNR")
+    truth = "true images for the PSNR: files of the items' ids, or a stack in their order"
+    parser.add_argument("--truth", metavar="DIR|STACK", help=truth)
     parser.add_argument(
         "--save", nargs="+", default=["estimate"], metavar="WHAT", help="of estimate (default), std, quantiles, samples"
     )
@@ -97,19 +99,29 @@ def run(options: argparse.Namespace) -> int:
 
     from emprior.batch import run as runs
     from emprior.batch.plan import lay
-    from emprior.batch.preview import preview
 
+    if options.dry_run:
+        return _preview(job, options)
     with as_usage():
         plan = lay(job)
-    if options.dry_run:
-        print(preview(plan, options.workers, options.shard))
-        return 0
     summary = runs.run(plan, engine, options.shard, options.retry, is_terminal())
     print(summary)
     if summary.interrupted:
         complain("interrupted. The same command does what is left.")
         return 130
     return 0 if summary.ok else 1
+
+
+def _preview(job: Job, options: argparse.Namespace) -> int:
+    r"""Solves one batch, prints what all would cost, and leaves the output's folder as it was."""
+    from emprior.batch.plan import drafted
+    from emprior.batch.preview import preview
+
+    with ExitStack() as stack:
+        with as_usage():
+            plan = stack.enter_context(drafted(job))
+        print(preview(plan, options.workers, options.shard))
+    return 0
 
 
 def _job(options: argparse.Namespace) -> Job:
