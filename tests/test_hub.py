@@ -70,7 +70,7 @@ def breakages(folder):
 @pytest.mark.parametrize("bundled", [False, True])
 def test_who_restores_a_broken_file(folder, monkeypatch, case, bundled):
     if bundled:
-        monkeypatch.setattr("emprior.hub.pretrained_dir", lambda: folder.parent)
+        monkeypatch.setattr("emprior.card.pretrained_dir", lambda: folder.parent)
     message, spoil = list(breakages(folder))[case]
     spoil()
     with pytest.raises(ValueError, match=message) as caught:
