@@ -84,3 +84,12 @@ def test_noise_fractions_follow_the_skew(images):
     ]
     torch.testing.assert_close(levels[1], levels[0].square())
     assert float(levels[0].mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_half_of_a_held_batch_is_drawn_where_it_is_held():
+    images = torch.zeros(20, 1, 1, 1, dtype=torch.uint8)
+    train = Train(batch_size=20000, start="any", hold=0.2)
+    s = Stream(replace(CONFIG, train=train), images, coupled=False, near=0.0).at(0).s
+    assert float((s < 0.2).float().mean()) == pytest.approx(0.5 + 0.5 * 0.2, abs=0.02)
+    assert float((s < 0.05).float().mean()) == pytest.approx(0.5 * 0.5 + 0.5 * 0.05, abs=0.02)
+    assert float((s > 0.6).float().mean()) == pytest.approx(0.5 * 0.4, abs=0.02)

@@ -14,6 +14,12 @@ from emprior.train.distributed import World, send
 from emprior.train.draws import Draws
 from emprior.train.pairing import assignments, transport_cost
 
+REHEARSED = 0.5
+"""The share of a batch that is drawn where a training is held to the prior that it began with."""
+
+LEAST = 1e-4
+"""The least `u` that a noise fraction is made of."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -69,13 +75,21 @@ class Stream:
         x1 = self.data(step)
         random = Draws.keyed((self.config.train.seed, step), self.groups, x1.device)
         x0 = random.normal(x1)
-        s = random.uniform(len(x1)).clamp(min=1e-4).pow(self.config.transport.skew)
+        s = self.fractions(random, len(x1))
         batch = Batch(x1, x0, s, random)
         if not self.coupled:
             return step, batch, None
         count = len(self.groups)
         parts = ((x0[i::count], x1[i::count], s[i::count] <= self.near) for i in range(count))
         return step, batch, self.thread.submit(assignments, [transport_cost(*part) for part in parts])
+
+    def fractions(self, random: Draws, count: int) -> Tensor:
+        r"""Draws noise fractions, `(count,)`: `u ** skew`, or for half of a training that is held, `hold * u ** 2`."""
+        s, hold = random.uniform(count).clamp(min=LEAST).pow(self.config.transport.skew), self.config.train.hold
+        if not hold:
+            return s
+        near = hold * random.uniform(count).clamp(min=LEAST).square()
+        return torch.where(random.uniform(count) < REHEARSED, near, s)
 
     def data(self, step: int) -> Tensor:
         r"""Returns an iteration's images in `[-1, 1]`: epochs are permutations keyed by (seed, epoch)."""

@@ -50,8 +50,8 @@ class Teacher:
               x_0' = \frac{b x_s + k \nabla V(x_s)}{a k + s b}, \qquad
               k x_1' + s x_0' = x_s, \quad a x_0' - b x_1' = \nabla V(x_s).
 
-    A contrast that has been paid for is so kept through a transport that would undo it, if enough of each batch is
-    drawn there: one image in a hundred below 0.06 was too few, half of them were enough to bring back what was lost.
+    A contrast that has been paid for is so kept through a transport that would undo it. For that enough of each batch
+    must be drawn there: :data:`emprior.train.stream.REHEARSED`, closer to the data the more.
 
     References:
         | Learning without Forgetting (Li and Hoiem, 2016)
