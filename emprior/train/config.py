@@ -70,9 +70,8 @@ class Train:
         seed: The seed of everything random.
         start: A prior (or denoiser) of the same network to begin with the weights of, by name or folder; null for
             random ones.
-        hold: The noise fraction below which the energy is held to that of `start`, and not taught by data, and where half
-            of each batch is drawn then; see
-            :class:`emprior.train.teacher.Teacher`.
+        hold: The noise fraction below which the energy is held to that of `start`, and not taught by data; half of each
+            batch is then drawn there. See :class:`emprior.train.teacher.Teacher`.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
         clip: The bound on the norm of the parameters' gradient.
