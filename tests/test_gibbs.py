@@ -73,7 +73,7 @@ def test_stiff_data_do_not_slow_it_down(field, name):
     kept, out = chains(posterior, torch.full((2, *SHAPE), 0.5).double(), samples=40, steps=300)
     assert_law(kept, exact)
     assert (out.acceptance > 0.52).all()
-    assert (out.step_size * field.curvature <= REACH).all()
+    assert (out.step_size * field.curvature <= REACH * (1 + 1e-12)).all()
 
 
 @pytest.mark.parametrize("name", ["denoising", "inpainting"])
