@@ -8,10 +8,7 @@ from emprior._check import check_range
 from emprior._noise import generator
 from emprior._types import Image
 from emprior.energy import Prior
-from emprior.fidelity import GaussianFidelity
-
-MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
-"""What operators raise at images of a shape that they do not take."""
+from emprior.fidelity import MISFITS, GaussianFidelity
 
 
 def image_shape(fidelity: GaussianFidelity, prior: Prior, x0: Image | None) -> tuple[int, ...]:

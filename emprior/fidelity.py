@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from deepinv.physics import LinearPhysics, Physics
 
 
+MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)
+"""What operators raise at images of a shape that they do not take."""
+
+
 class GaussianFidelity(Fidelity):
     r"""The data term of white Gaussian noise,
 
@@ -267,7 +271,7 @@ def _maps_one(operator: LinearPhysics, y: Tensor) -> bool:
     try:
         with torch.no_grad():
             return len(operator.A_adjoint(y[:1])) == 1
-    except (RuntimeError, ValueError, IndexError, AssertionError):
+    except MISFITS:
         return False
 
 

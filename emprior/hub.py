@@ -34,6 +34,9 @@ from emprior.priors.network import NetworkPrior
 
 Network = TypeVar("Network", bound=nn.Module)
 
+MODELS = ("prior", "denoiser")
+"""The kinds that know how images look: what :func:`load_model` loads."""
+
 
 def list_priors() -> list[str]:
     r"""Returns the names of the bundled and cached priors."""
@@ -77,6 +80,16 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePr
     if "spectrum" in card.metrics:
         prior.spectrum = Spectrum.read(card.metrics["spectrum"])
     return prior
+
+
+def load_model(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePrior | NetworkDenoiser:
+    r"""Loads a prior, or a denoiser that is the baseline of one, whichever is there.
+
+    Raises:
+        ValueError: It is unknown, its card is wrong, or its weights are not those of the card.
+    """
+    is_denoiser = Card.read(find_prior(name, MODELS)).kind == "denoiser"
+    return load_network_denoiser(name) if is_denoiser else load_prior(name)
 
 
 def _load_network(name: str | os.PathLike[str]) -> tuple[Card, NetworkPrior]:

@@ -25,18 +25,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from emprior.denoiser import NetworkDenoiser
     from emprior.frechet import Extractor
-    from emprior.priors import GaussianMixturePrior, NetworkPrior
 
 EXAMPLES = """
 emprior evaluate generation --prior cifar10 --images cifar10_test.npy -n 2000
 emprior evaluate generation --prior runs/mine/prior --images held_out --json
 emprior evaluate generation --images cifar10_test.npy -n 5000 --inception inception-2015-12-05.pt
 """
-
-GENERATIVE = ("prior", "denoiser")
-"""The kinds that generate images."""
 
 
 def add(commands: Any) -> None:
@@ -69,7 +64,9 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_prior(options.prior, GENERATIVE)
+    from emprior.hub import MODELS, load_model
+
+    check_prior(options.prior, MODELS)
     check_file(options.images, "folder or .npy file of images")
     device = check_device(options.device)
     name, extractor = _extractor(options, device)
@@ -77,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     from emprior.frechet import features, frechet_distance, to_bytes
     from emprior.priors import GaussianMixturePrior
 
-    model = _load(options.prior).to(device)
+    model = load_model(options.prior).to(device)
     others, real = _halves(options, model.shape, extractor)
     if isinstance(model, GaussianMixturePrior):
         x = model.sample(len(others), seed=options.seed)
@@ -117,13 +114,6 @@ def _dimension(extractor: Extractor) -> int:
 
     with torch.no_grad():
         return extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
-
-
-def _load(name: str) -> NetworkPrior | GaussianMixturePrior | NetworkDenoiser:
-    from emprior.hub import Card, find_prior, load_network_denoiser, load_prior
-
-    card = Card.read(find_prior(name, GENERATIVE))
-    return load_network_denoiser(name) if card.kind == "denoiser" else load_prior(name)
 
 
 def _halves(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extractor) -> tuple[Tensor, Tensor]:

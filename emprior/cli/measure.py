@@ -19,15 +19,12 @@ from emprior.cli._common import (
 )
 
 if TYPE_CHECKING:
-    from emprior.hub import Card
+    from emprior.card import Card
 
 EXAMPLES = """
 emprior evaluate prior --prior cifar10 --images cifar10_test.npy
 emprior evaluate prior --prior runs/mine/prior --images held_out --write
 """
-
-LEARNED = ("prior", "denoiser")
-"""The kinds that a training makes."""
 
 
 def add(actions: Any) -> None:
@@ -43,18 +40,19 @@ def add(actions: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_prior(options.prior, LEARNED)
+    from emprior.hub import MODELS, Card, find_prior, load_model
+
+    check_prior(options.prior, MODELS)
     check_file(options.images, "folder or .npy file of images")
     device = check_device(options.device)
 
-    from emprior.hub import Card, find_prior, load_network_denoiser, load_prior
     from emprior.priors import GaussianMixturePrior
     from emprior.train.data import load_images
     from emprior.train.evaluate import measure
 
-    folder = find_prior(options.prior, LEARNED)
+    folder = find_prior(options.prior, MODELS)
     card = Card.read(folder)
-    model = load_network_denoiser(folder) if card.kind == "denoiser" else load_prior(folder)
+    model = load_model(folder)
     if isinstance(model, GaussianMixturePrior):
         raise UsageError(f"{card.name!r} is a mixture of Gaussians, known exactly: give a learned prior.")
     if options.write:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from emprior._check import nearest
-from emprior.hub import Card
+from emprior.card import Card
 from emprior.interpolant import OBJECTIVES, make_interpolant
 from emprior.nets import POTENTIALS, VELOCITIES
 from emprior.train.config import Config
