@@ -153,6 +153,10 @@ def solve(
         "steps": settings.steps,
         "seed": [int(value) for value in seed] if isinstance(seed, Sequence) else int(seed),
     }
+    if interaction is not None:
+        config["interaction"] = interaction.describe()
+    if x0 is not None:
+        config["x0"] = "given"
     if monitor is None or not monitor.draws:
         result = point(outcome, fidelity, config)
         return result if found is None else completed(result, found)

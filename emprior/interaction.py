@@ -73,6 +73,12 @@ class Repulsion(Energy):
         r"""The curvature :math:`4 / s^2` that is taken from differences of samples where the mask is 1."""
         return 4 / self.strength**2
 
+    def describe(self) -> dict[str, float | list[int] | None]:
+        r"""Returns its strength, and the shape and squared sum of its mask, for a record."""
+        if self.mask is None:
+            return {"strength": self.strength, "mask": None}
+        return {"strength": self.strength, "mask": list(self.mask.shape), "area": float(self.mask.square().sum())}
+
     def among(self, samples: int) -> Repulsion:
         r"""Returns the same repulsion between another number of samples."""
         bound = copy.deepcopy(self)

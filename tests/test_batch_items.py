@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,15 @@ def test_a_folder_lists_arrays_and_images_by_their_relative_stems(tmp_path):
         ("a", "a.npy"), ("b", "b.npy"), ("deep/p", "deep/p.png"), ("deep/er/c", "deep/er/c.npy"),
     ]  # fmt: skip
     assert torch.equal(folder.read("deep/p.png"), read_measurements(tmp_path / "deep/p.png"))
+
+
+def test_a_source_holds_where_it_is_and_not_how_it_was_called(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.ones((1, 2)))
+    monkeypatch.chdir(tmp_path)
+    sources = Folder("."), Folder(Path("../") / tmp_path.name), Stack(Path("x.npy"))
+    monkeypatch.chdir("/")
+    assert [item.id for source in sources for item in source.items()] == ["x", "x", "0"]
+    assert all(source.path.is_absolute() for source in sources)
 
 
 def test_files_of_one_stem_are_both_named(tmp_path):

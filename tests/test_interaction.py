@@ -20,6 +20,7 @@ from emprior._noise import Noise
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
+from emprior.report import reproduce
 from emprior.solvers import HMC, MALA, SplitGibbs, Stage, run
 
 MASK = torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
@@ -188,6 +189,20 @@ def test_without_a_repulsion_samples_are_independent(method):
             assert z.abs().max() < 4.5
             assert z.square().mean() < 1.6
             assert (each.std(0) / images**0.5).max() < 0.1
+
+
+def test_a_result_tells_what_it_was_made_with():
+    prior, operator, y, exact = pairs(2)
+    options = {"method": "mala", "samples": 2, "steps": 4, "x0": exact.mean, "interaction": Repulsion(1.5, MASK)}
+    result = emprior.solve(operator, y, prior, **options)
+    expected = {"strength": 1.5, "mask": list(MASK.shape), "area": float(MASK.square().sum())}
+    assert result.config["interaction"] == expected
+    assert reproduce.command(result.config).endswith("interaction=emprior.Repulsion(1.5, mask=mask), x0=x0)")
+    assert ("interaction", f"strength 1.5, mask {', '.join(map(str, MASK.shape))}, area {expected['area']:g}") in (
+        reproduce.settings(result.config)
+    )
+    plain = emprior.solve(operator, y, prior, method="mala", steps=4).config
+    assert {"interaction", "x0"}.isdisjoint(plain)
 
 
 @pytest.mark.parametrize("samples", [2, 4, 16])

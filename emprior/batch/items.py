@@ -36,9 +36,12 @@ class Item(NamedTuple):
 
 
 class Source(ABC):
-    r"""Where items come from. Sources are small and can be pickled: they hold paths, never pixels."""
+    r"""Where items come from. Sources are small and can be pickled: they hold absolute paths, never pixels."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).absolute())
 
     @property
     def address(self) -> str:
@@ -168,7 +171,7 @@ class Table(Source):
     def _problem(self, row: Mapping[str, str | None]) -> str:
         r"""Returns the problem that a line names, a file with its folder."""
         name = row.get("problem") or ""
-        return str(self.path.absolute().parent / name) if name.endswith((".yaml", ".yml")) else name
+        return str(self.path.parent / name) if name.endswith((".yaml", ".yml")) else name
 
     def _check_header(self, names: object) -> None:
         assert isinstance(names, list | tuple)

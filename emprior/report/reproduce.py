@@ -15,6 +15,10 @@ def command(config: Mapping[str, Any]) -> str:
         return _shell(config)
     given = {"prior": config.get("prior"), **{name: config.get(name) for name in ARGUMENTS}}
     words = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if push := config.get("interaction"):
+        region = ", mask=mask" if push["mask"] else ""
+        words.append(f"interaction=emprior.Repulsion({push['strength']!r}{region})")
+    words += ["x0=x0"] if config.get("x0") else []
     return f"emprior.solve({', '.join(['operator', 'y', *words])})"
 
 
@@ -53,4 +57,6 @@ def _text(value: object) -> str:
         return f"{len(value)} values, from {_text(value[0])} to {_text(value[-1])}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items() if entry is not None)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
