@@ -22,7 +22,7 @@ ASK = "estimate"
 EXAMPLES = {"sigma": 0.02, "weight": 1.0}
 
 FIRST: dict[str, dict[str, Any]] = {
-    "sigma": {"method": "mala", "samples": 2},
+    "sigma": {"method": "hmc", "samples": 2},
     "weight": {"method": "hmc", "samples": 2, "steps": 400},
 }
 """The chain whose estimate a minimiser takes."""

@@ -28,3 +28,5 @@ done
 "$bin/emprior" doctor --batch 4
 "$bin/emprior" solve --problem cifar10/inpainting --input skimage:chelsea --degrade --out restored
 test -s restored/estimate.npy -a -s restored/figure.png
+"$bin/emprior" report restored
+grep -q '</html>' restored/report.html

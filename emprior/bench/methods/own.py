@@ -72,8 +72,9 @@ def flow(task: Task, models: Models, samples: int, seed: int, settings: Settings
 
 
 def minimum_blind(task: Task, models: Models, samples: int, seed: int, settings: Settings) -> Answer:
-    r"""The mode, given the noise that two chains of `"chain"` steps estimate after a start of `"levels"`."""
-    prior = models.prior.told("mala", steps=int(settings["chain"]), levels=int(settings["levels"]))
+    r"""The mode, given the noise that two chains of `"chain"` paths estimate after a start of `"levels"`."""
+    told = {name: int(settings[name]) for name in ("leaps", "levels")}
+    prior = models.prior.told("hmc", steps=int(settings["chain"]), **told)
     return minimum(task, replace(models, prior=prior), samples, seed, settings, "estimate")
 
 
@@ -85,11 +86,14 @@ def posterior_blind(task: Task, models: Models, samples: int, seed: int, setting
 def _chains_within(settings: Settings, samples: int, budget: int) -> Settings:
     r"""Shares a budget among chains: a third of it for the start, and short paths where there is little."""
     chains = min(int(settings["chains"]), max(1, budget // 50))
-    each = _untraced(budget // chains)
-    levels = min(settings["levels"], max(4, each // 3))
-    leaps = min(settings["leaps"], max(1, (each - levels) // 60))
-    steps = min(settings["steps"], max(8, int((each - levels) / HMC(leaps=int(leaps)).cost)))
-    return {**settings, "chains": chains, "levels": levels, "leaps": leaps, "steps": steps}
+    return {**settings, "chains": chains, **_paths_within(settings, settings["steps"], _untraced(budget // chains))}
+
+
+def _paths_within(settings: Settings, most: float, budget: int) -> Settings:
+    levels = min(settings["levels"], max(4, budget // 3))
+    leaps = min(settings["leaps"], max(1, (budget - levels) // 60))
+    steps = min(most, max(8, int((budget - levels) / HMC(leaps=int(leaps)).cost)))
+    return {"levels": levels, "leaps": leaps, "steps": steps}
 
 
 def _blind_chains_within(settings: Settings, samples: int, budget: int) -> Settings:
@@ -104,9 +108,9 @@ def _minimum_within(settings: Settings, samples: int, budget: int) -> Settings:
 def _blind_within(settings: Settings, samples: int, budget: int) -> Settings:
     r"""Gives half of a budget to the two chains that estimate the noise."""
     each = _untraced(max(1, budget // 2 - PILOT) // 2)
-    levels = min(settings["levels"], max(4, each // 3))
-    chain = min(settings["chain"], max(8, each - levels))
-    return {**_minimum_within(settings, samples, budget // 2), "levels": levels, "chain": chain}
+    first = _paths_within(settings, settings["chain"], each)
+    levels, leaps, chain = (first[name] for name in ("levels", "leaps", "steps"))
+    return {**_minimum_within(settings, samples, budget // 2), "levels": levels, "leaps": leaps, "chain": chain}
 
 
 def _flow_within(settings: Settings, samples: int, budget: int) -> Settings:
@@ -153,6 +157,9 @@ METHODS = {
     "emprior-posterior-blind": replace(POSTERIOR, run=posterior_blind, within=_blind_chains_within),
     "emprior-map": MAP,
     "emprior-map-blind": replace(
-        MAP, run=minimum_blind, settings={**MAP.settings, "levels": 100, "chain": 1000}, within=_blind_within
+        MAP,
+        run=minimum_blind,
+        within=_blind_within,
+        settings={**MAP.settings, "levels": 100, "leaps": 16, "chain": 200},
     ),
 }
