@@ -2,6 +2,7 @@ r"""Methods of the benchmark on Gaussian fields: laws that are known, networks t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -210,20 +211,26 @@ def test_pnp_dm_samples_the_posterior_of_inflated_noise(small):
     torch.testing.assert_close(law[1], torch.linalg.inv(precision), rtol=0, atol=5e-4)
 
 
-def test_ddnm_has_the_law_of_its_affine_steps(small):
+@pytest.mark.parametrize("gains", [1.0, torch.linspace(0.2, 1.6, SIDE, dtype=torch.float64)], ids=["mask", "gains"])
+def test_ddnm_has_the_law_of_its_affine_steps(small, gains):
+    r"""Each measured direction is taken in as far as its own noise, the larger the smaller its gain, allows."""
     task, models, law_of = small
+    operator = copy.deepcopy(task.operator)
+    operator.mask = operator.mask * gains
+    task = replace(task, operator=operator, y=task.y * gains)
     settings, eta = {"steps": 12, "eta": 0.6}, 0.6
-    levels = [*trained_levels(12), 0.0]
-    P, y = law_of.H * SIGMA**2, task.y.flatten()
+    levels, d = [*trained_levels(12), 0.0], operator.mask.flatten()
     law = torch.full_like(law_of.m, 0.5), levels[0] ** 2 * law_of.eye
     for level, after in pairwise(levels):
-        share = min(1.0, after / SIGMA)
-        spread = max(0.0, after**2 - (share * SIGMA) ** 2) ** 0.5
-        G, keep = gain(law_of, level), law_of.eye - share * P
+        share = torch.where(d > 0, (after * d / SIGMA).clamp(max=1), 0.0)
+        error = torch.where(d > 0, share * SIGMA / d, 0.0)
+        spread = (after**2 - error**2).clamp(min=0).sqrt().diag()
+        G, keep = gain(law_of, level), (1 - share).diag()
         old = spread * (1 - eta**2) ** 0.5 / level
-        M = keep @ G + old * (law_of.eye - G)
-        v = keep @ (law_of.m - G @ law_of.m) + share * P @ y - old * (law_of.m - G @ law_of.m)
-        law = through(law, M, v, (spread * eta) ** 2 * law_of.eye)
+        M = keep @ G + old @ (law_of.eye - G)
+        away = law_of.m - G @ law_of.m
+        v = keep @ away + torch.where(d > 0, share * task.y.flatten() / d, 0.0) - old @ away
+        law = through(law, M, v, (eta * spread).square())
     draws = METHODS["ddnm"].run(task, models, ROWS, 0, settings).samples
     assert_moments(draws[:, 0].flatten(1), *law)
 

@@ -6,7 +6,9 @@ in `[-1, 1]` turn by division by the signal's scale and by two.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,12 +16,20 @@ from torch import Tensor
 from emprior._noise import Noise
 from emprior._types import Image
 from emprior.bench.methods.base import Answer, Method, Models, Settings, Task, paced
+from emprior.fidelity import GaussianFidelity
+from emprior.operators import cast, without_noise
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
 
 BETAS, TIMES = (1e-4, 0.02), 1000
 """The first and the last variance of a diffusion of so many steps, on which the papers' networks were trained."""
 
 WIDEST, POWER = 50.0, 7.0
 """The largest noise of DAPS and PnP-DM, and the power in which their levels are evenly spaced."""
+
+UNSEEN = 1e-6
+"""The singular value, in the largest, at which a direction is not measured."""
 
 END = 0.005
 """The noise at which a reverse diffusion ends with a clean estimate."""
@@ -29,23 +39,49 @@ END = 0.005
 def ddnm(task: Task, models: Models, samples: int, seed: int, settings: Settings) -> Answer:
     r"""Null-space diffusion, which puts what was measured in place of what the denoiser thinks of it,
 
-    .. math:: \hat{x} = D - \lambda_k A^\dagger (A D - y), \qquad
-              x_{k + 1} = \hat{x} + \gamma_k^{1/2} \left(\eta\, n + \sqrt{1 - \eta^2}\, \frac{x_k - D}{\sigma_k}\right),
+    .. math:: \hat{x} = D - A^\dagger_k (A D - y), \qquad
+              x_{k + 1} = \hat{x} + V \mathrm{diag}(\gamma_k)^{1/2} V^\top
+              \left(\eta\, n + \sqrt{1 - \eta^2}\, \frac{x_k - D}{\sigma_k}\right),
 
-    with :math:`\lambda_k = \min(1, \sigma_{k + 1} / \sigma)` and :math:`\gamma_k = \sigma_{k + 1}^2 - \lambda_k^2
-    \sigma^2`, so that the noise of the measurements is part of that of the diffusion. This is the form for operators
-    whose singular values are 0 and 1; under others the pseudo-inverse makes the noise larger than is accounted for.
+    with :math:`A^\dagger_k = V \mathrm{diag}(\lambda_k / d^2) V^\top A^\top` the pseudo-inverse, of which a direction
+    of singular value :math:`d` has the share :math:`\lambda_k = \min(1, d\, \sigma_{k + 1} / \sigma)`, and
+    :math:`\gamma_k = \sigma_{k + 1}^2 - \lambda_k^2 \sigma^2 / d^2`, so that the noise of the measurements is part of
+    that of the diffusion; :math:`\gamma_k = \sigma_{k + 1}^2` in directions that are not measured.
     """
     noise, physics, y = task.noise(samples, seed, "ddnm"), task.physics(), task.rows(samples)
     levels = [*trained_levels(int(settings["steps"])), 0.0]
     eta, x = settings["eta"], levels[0] * noise.normal(*task.shape) + 0.5
+    basis, values = directions(task.operator, task.shape, x.dtype, x.device)
+    seen = values > UNSEEN * values.max()
+
+    def turned(rows: Image, factors: Tensor) -> Image:
+        return ((rows.flatten(1) @ basis) * factors @ basis.mT).reshape(rows.shape)
+
     for level, after in pairwise(levels):
         clean = models.denoiser(x, level)
-        share = min(1.0, after / task.sigma)
-        spread = max(0.0, after**2 - (share * task.sigma) ** 2) ** 0.5
+        share = torch.where(seen, (values * after / task.sigma).clamp(max=1) / values.square(), 0.0)
+        spread = (after**2 - (share * values * task.sigma) ** 2).clamp(min=0).sqrt()
         fresh = eta * noise.normal(*task.shape) + (1 - eta**2) ** 0.5 * (x - clean) / level
-        x = clean - share * physics.A_dagger(physics.A(clean) - y) + spread * fresh
+        x = clean - turned(physics.A_adjoint(physics.A(clean) - y), share) + turned(fresh, spread)
     return Answer.drawn(x, samples)
+
+
+@lru_cache(maxsize=1)
+def directions(
+    operator: Physics, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    r"""Returns the right singular vectors of an operator, in columns `(d, d)`, and its singular values, `(d,)`.
+
+    Raises:
+        ValueError: The operator is not linear, or is another for each image.
+    """
+    x = torch.zeros(1, *shape, dtype=dtype, device=device)
+    quiet = without_noise(cast(operator, x))
+    square = GaussianFidelity(quiet, quiet.A(x), 1.0).hessian(x)
+    if square is None:
+        raise ValueError("the operator has no singular values: it is not linear, or another for each image")
+    values, vectors = torch.linalg.eigh(square)
+    return vectors.to(dtype), values.clamp(min=0).sqrt().to(dtype)
 
 
 @torch.no_grad()
