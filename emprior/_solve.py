@@ -72,7 +72,8 @@ def solve(
     - `"mala"`: the Metropolis-adjusted Langevin algorithm, exact as the steps grow, after an annealed start.
     - `"ula"`: the unadjusted Langevin algorithm, biased by its step, after an annealed start. `"skrock"`: its
       stabilised form, faster for stiff energies, whose stiff directions come out too narrow.
-    - `"flow"`: Energy Matching's sampler, from noise to data under the measurements; fast and biased.
+    - `"flow"`: an annealed start, then the semi-implicit Langevin steps that end Energy Matching's sampler; fast and
+      biased.
 
     An image's result depends on its measurements, the options and the seed, never on the rest of the batch.
 

@@ -161,8 +161,10 @@ def _flow(s: Settings) -> list[Stage]:
             f"a flow from noise to data takes at least 20 steps, got {s.steps}. Leave out steps for {FLOW}."
         )
     step_size = max(0.01, 1.5 / s.steps)
-    burn_in = round(1.1 / step_size) if s.fresh else s.steps // 4
-    return [Stage(Flow(step_size, fresh=s.fresh), s.steps, burn_in)]
+    levels = round(1 / step_size) if s.fresh else 0
+    warm = round(0.1 / step_size) if s.fresh else s.steps // 4
+    way = _annealing(replace(s, levels=levels))
+    return [*way, Stage(Flow(step_size, fresh=False), s.steps - levels, burn_in=warm)]
 
 
 def _chain(steps: int) -> Settings:
@@ -181,7 +183,7 @@ METHODS: dict[str, Method] = {
     "skrock": Method(_skrock, _chain(200), samples=True),
     "tempering": Method(_tempering, _chain(1000), samples=True),
     "posterior": Method(_hmc, replace(_chain(1000), ess=400.0), samples=True, chains=4, adjusted=True),
-    "flow": Method(_flow, Settings(FLOW), samples=True),
+    "flow": Method(_flow, _chain(FLOW), samples=True),
 }
 
 

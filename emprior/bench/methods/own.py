@@ -62,7 +62,7 @@ def posterior(
 
 
 def flow(task: Task, models: Models, samples: int, seed: int, settings: Settings) -> Answer:
-    r"""The sampler of Energy Matching, from noise to data; each sample is the end of a run of its own."""
+    r"""An annealed start and the Langevin steps of Energy Matching; each sample is the end of a run of its own."""
     result = solve(
         without_noise(task.operator), task.y, models.prior, method="flow", sigma=task.sigma, seed=seed,
         steps=int(settings["steps"]), samples=samples, weight=settings["weight"], progress=False,
