@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 
+import deepinv as dinv
 import pytest
 import torch
 from conftest import make_operator
@@ -111,6 +112,17 @@ def test_flow_has_its_exact_biased_law(case, field):
     result = emprior.solve(operator, y, field, method="flow", samples=64, steps=1500)
     assert (result.std / exact).mean().sub(1).abs() < 0.02
     assert ((result.mean - posterior.mean) / posterior.std).abs().max() < 0.25
+
+
+def test_a_flow_through_a_learned_prior_arrives_at_the_data():
+    r"""Samples of a stroke under noise are nearer to it than what was measured, and leave the noise as residual."""
+    stroke, random = torch.zeros(1, 1, 28, 28), torch.Generator().manual_seed(0)
+    stroke[..., 5:23, 13:15] = 1
+    y = stroke + 0.2 * torch.randn(stroke.shape, generator=random)
+    operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.2))
+    result = emprior.solve(operator, y, "mnist", method="flow", steps=60)
+    assert (result.samples[0] - stroke).square().mean() < 0.25 * (y - stroke).square().mean()
+    assert abs(float(result.diagnostics.residual) - 1) < 4 / (2 * y.numel()) ** 0.5
 
 
 @pytest.mark.parametrize(
