@@ -14,7 +14,7 @@ from laws import assert_drawn_from, assert_moments, model
 from emprior.bench.meter import Meter, MeteredPrior
 from emprior.bench.methods import METHODS, Models, Task, chosen
 from emprior.bench.methods import deepinv_samplers as of_deepinv
-from emprior.bench.methods.diffusion import END, WIDEST, geometric, polynomial, trained_levels
+from emprior.bench.methods.diffusion import END, WIDEST, directions, geometric, polynomial, trained_levels
 from emprior.bench.methods.plug_and_play import red_gradient
 from emprior.bench.plan import Plan
 from emprior.bench.runner import paced_settings
@@ -233,6 +233,11 @@ def test_ddnm_has_the_law_of_its_affine_steps(small, gains):
         law = through(law, M, v, (eta * spread).square())
     draws = METHODS["ddnm"].run(task, models, ROWS, 0, settings).samples
     assert_moments(draws[:, 0].flatten(1), *law)
+
+
+def test_ddnm_says_where_it_cannot_be_run(small):
+    with pytest.raises(ValueError, match=r"matrix of all 12288 pixels, and 4096 are the most. Leave out ddnm"):
+        directions(small[0].operator, (3, 64, 64), torch.float32, torch.device("cpu"))
 
 
 def test_ddnm_puts_back_what_was_measured(small):

@@ -161,7 +161,7 @@ def _flow(s: Settings) -> list[Stage]:
             f"a flow from noise to data takes at least 20 steps, got {s.steps}. Leave out steps for {FLOW}."
         )
     step_size = max(0.01, 1.5 / s.steps)
-    levels = round(1 / step_size) if s.fresh else 0
+    levels = min(s.levels, round(1 / step_size)) if s.fresh else 0
     warm = round(0.1 / step_size) if s.fresh else s.steps // 4
     way = _annealing(replace(s, levels=levels))
     return [*way, Stage(Flow(step_size, fresh=False), s.steps - levels, burn_in=warm)]

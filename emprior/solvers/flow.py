@@ -23,6 +23,10 @@ class Flow(Solver):
     unadjusted Langevin chain: its law is close to the posterior, and biased by the step.
     Without a data term it generates from the prior.
 
+    On the way from noise the data pull by no more than :math:`\Delta t\, c / \sigma^2` a step, `c` the prior's time
+    unit: too little to arrive at them where the noise is not far below the prior's own. `emprior.solve` therefore
+    takes the warm chain alone, `fresh=False`, after an :class:`emprior.solvers.Annealing`.
+
     References:
         | Energy Matching: Unifying Flow Matching and Energy-Based Models for Generative Modeling
         | (Balcerak et al., 2025)

@@ -6,6 +6,7 @@ in `[-1, 1]` turn by division by the signal's scale and by two.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from emprior._types import Image
 from emprior.bench.methods.base import Answer, Method, Models, Settings, Task, paced
 from emprior.fidelity import GaussianFidelity
 from emprior.operators import cast, without_noise
+from emprior.solvers.metric import LARGEST
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -73,13 +75,18 @@ def directions(
     r"""Returns the right singular vectors of an operator, in columns `(d, d)`, and its singular values, `(d,)`.
 
     Raises:
-        ValueError: The operator is not linear, or is another for each image.
+        ValueError: The operator is not linear, is another for each image, or maps images that are too large.
     """
+    pixels = math.prod(shape)
+    if pixels > LARGEST:
+        raise ValueError(f"DDNM holds a matrix of all {pixels} pixels, and {LARGEST} are the most. Leave out ddnm.")
     x = torch.zeros(1, *shape, dtype=dtype, device=device)
     quiet = without_noise(cast(operator, x))
     square = GaussianFidelity(quiet, quiet.A(x), 1.0).hessian(x)
     if square is None:
-        raise ValueError("the operator has no singular values: it is not linear, or another for each image")
+        raise ValueError(
+            "the operator is not linear, or another for each image, and has no singular values. Leave out ddnm."
+        )
     values, vectors = torch.linalg.eigh(square)
     return vectors.to(dtype), values.clamp(min=0).sqrt().to(dtype)
 

@@ -84,12 +84,13 @@ def posterior_blind(task: Task, models: Models, samples: int, seed: int, setting
 
 
 def _chains_within(settings: Settings, samples: int, budget: int) -> Settings:
-    r"""Shares a budget among chains: a third of it for the start, and short paths where there is little."""
+    r"""Shares a budget among chains."""
     chains = min(int(settings["chains"]), max(1, budget // 50))
     return {**settings, "chains": chains, **_paths_within(settings, settings["steps"], _untraced(budget // chains))}
 
 
 def _paths_within(settings: Settings, most: float, budget: int) -> Settings:
+    r"""Shares the budget of a chain: a third for the start, and short paths, at most `most`, where there is little."""
     levels = min(settings["levels"], max(4, budget // 3))
     leaps = min(settings["leaps"], max(1, (budget - levels) // 60))
     steps = min(most, max(8, int((budget - levels) / HMC(leaps=int(leaps)).cost)))
