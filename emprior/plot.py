@@ -19,8 +19,9 @@ from emprior._types import Image
 from emprior.metrics import psnr
 from emprior.result import Result
 
-SIDE, GAP, TITLE, FOOT, MARGIN, BAR = 1.5, 0.12, 0.22, 0.2, 0.2, 0.55
-"""Inches: the height of a panel, between panels, above and below each, around all, and for the colour bar."""
+SIDE, GAP, TITLE, FOOT, MARGIN, BAR, NAME = 1.5, 0.12, 0.22, 0.2, 0.2, 0.55, 0.5
+"""Inches: the height of a panel, between panels, above and below each, around all, for the colour bar and for the name
+beside a curve."""
 
 GRAY, COLOURS = "0.35", ("#333333", "#0072b2", "#d55e00", "#009e73")
 
@@ -259,7 +260,7 @@ def _trace(
     between = 0.08
     each = (height - between * (len(terms) - 1)) / len(terms)
     for row, (name, values) in enumerate(terms.items()):
-        axes = place(x, y + row * (each + between), width, each)
+        axes = place(x, y + row * (each + between), width - NAME, each)
         colour = COLOURS[row % len(COLOURS)]
         chains = values.reshape(len(values), -1)
         marker = "." if len(chains) == 1 else None
@@ -270,7 +271,7 @@ def _trace(
         axes.margins(x=0)
         axes.locator_params(axis="y", nbins=3 if each < 0.8 else 5)
         axes.tick_params(labelsize=6.5, length=2, width=0.5, pad=2, colors=GRAY)
-        axes.text(0.985, 0.92, name, size=8, color=colour, ha="right", va="top", transform=axes.transAxes)
+        axes.text(1.03, 0.5, name, size=8, color=colour, va="center", transform=axes.transAxes)
         for side, spine in axes.spines.items():
             spine.set(linewidth=0.5, color="0.6", visible=side in ("left", "bottom"))
         if row == 0:
