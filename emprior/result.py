@@ -91,6 +91,18 @@ class Diagnostics:
         numbers["ok"] = sum(status.ok for status in self.status) / max(1, len(self.status))
         return numbers | {"gradient_evaluations": float(self.gradient_evaluations), "seconds": self.seconds}
 
+    def history(self, index: int) -> dict[str, Tensor]:
+        r"""Returns the terms of the energy of one image over its run, `(K, S)` each, and their `"step"`, `(K,)`.
+
+        Of chains those are the draws after the burn-in, which `"step"` then counts; of all else the whole run. It is
+        empty where nothing was recorded.
+        """
+        if self.chains:
+            return {"step" if name == "draw" else name: entry for name, entry in self.chains[index].items()}
+        if "step" not in self.trace or not len(self.trace["step"]):
+            return {}
+        return {name: entry if name == "step" else entry[..., index] for name, entry in self.trace.items()}
+
     def __repr__(self) -> str:
         return f"Diagnostics({', '.join(f'{name}={value:.4g}' for name, value in self.summary().items())})"
 

@@ -22,6 +22,7 @@ from emprior.batch.plan import drafted, lay
 from emprior.batch.preview import preview
 from emprior.batch.reconstruct import open_source
 from emprior.batch.run import run
+from emprior.batch.traces import history, thinned
 from emprior.hub import find_prior
 from emprior.metrics import psnr
 from emprior.report.reproduce import batch_command
@@ -106,6 +107,49 @@ def test_what_samplers_tell_is_kept(field, inputs, tmp_path):
     record = lines(tmp_path / "records.jsonl")[7]
     assert record["rhat"] == pytest.approx(float(result.diagnostics.rhat[7]))
     assert record["verdict"] == result.diagnostics.verdict[7]
+
+
+def test_traces_of_the_draws_are_kept(field, inputs, tmp_path):
+    operator, options = make_operator("blur"), {"method": "mala", "samples": 3, "steps": 20}
+    reconstruct_many(operator, inputs, tmp_path, field, save=("estimate", "traces"), batch=24, **options)
+    y = torch.stack([torch.from_numpy(np.load(path)) for path in sorted(inputs.iterdir())])
+    seeds = [item_seed(0, path.stem) for path in sorted(inputs.iterdir())]
+    result = emprior.solve(operator, y, field, seed=seeds, **options)
+    array = np.load(tmp_path / "traces/i07.npy")
+    draws = result.diagnostics.chains[7]
+    count = len(draws["draw"])
+    assert (array.shape, count) == ((3, 3, 100), 15)
+    assert np.isnan(array[:, :, count:]).all()
+    for row, name in enumerate(("draw", "energy", "fidelity")):
+        entry = draws[name].expand(3, -1) if name == "draw" else draws[name].mT
+        assert np.array_equal(array[row, :, :count], entry.numpy())
+
+
+def test_traces_do_not_depend_on_who_else_is_in_the_batch(field, tmp_path):
+    r"""Twelve descents, of which some take longer than others."""
+    y = measured(field, 12)[1]
+    y[11] *= 5
+    options = {"method": "map", "save": ("estimate", "traces"), "steps": 400, "batch": 4, "chunk": 4}
+    reconstruct_many(make_operator("blur"), write_items(tmp_path / "in", y), tmp_path / "a", field, **options)
+    rows = [f"in/i{index:02d}.npy,i{index:02d}" for index in (11, *range(11))]
+    (tmp_path / "list.csv").write_text("path,id\n" + "\n".join(rows) + "\n")
+    reconstruct_many(make_operator("blur"), tmp_path / "list.csv", tmp_path / "b", field, **options)
+    for index in range(12):
+        a, b = (np.load(tmp_path / out / f"traces/i{index:02d}.npy") for out in "ab")
+        assert np.array_equal(a, b, equal_nan=True), index
+
+
+def test_a_long_run_is_thinned_to_its_end():
+    r"""Of 301 places the last 51 repeat one: what is left is 0, 2.525, 5.05, ..., 250."""
+    energy = torch.arange(301.0, dtype=torch.float64).clamp(max=250)[:, None] * torch.tensor([1.0, 2.0])
+    array = thinned({"step": torch.arange(301), "energy": energy, "fidelity": energy / 2}, 2)
+    places = torch.linspace(0, 250, 100, dtype=torch.float64).round()
+    torch.testing.assert_close(array[0], places.expand(2, -1), rtol=0, atol=0)
+    known = history(array)
+    torch.testing.assert_close(known["energy"], places[:, None] * torch.tensor([1.0, 2.0]).double(), rtol=0, atol=0)
+    torch.testing.assert_close(known["fidelity"], known["energy"] / 2, rtol=0, atol=0)
+    assert known["step"].tolist() == places.tolist()
+    assert history(thinned({}, 2)) == {}
 
 
 @pytest.mark.parametrize("name", ["denoising", "inpainting", "blur", "compressed_sensing"])

@@ -381,7 +381,7 @@ def batches(field, tmp_path_factory):
         out[name] = folder / name
         reconstruct_many(
             make_operator("blur"), folder / "y", out[name], copy.deepcopy(field).float(), format=name,
-            truth=folder / "x", chunk=3, batch=3, **QUICK,
+            truth=folder / "x", chunk=3, batch=3, save=("estimate", "traces"), **QUICK,
         )  # fmt: skip
     return out
 
@@ -402,6 +402,9 @@ def test_items_are_read_as_they_were_written(batches, name):
         np.testing.assert_array_equal(view.estimate, known[item.id])
         assert view.measurement.shape == SHAPE
         assert view.figures["psnr"] == pytest.approx(record["psnr"], abs=1e-3)
+        assert view.trace["energy"].shape == (len(view.trace["step"]), 1)
+        assert (view.trace["fidelity"] < view.trace["energy"]).all()
+        assert view.clock == "step"
 
 
 def test_the_index_of_a_batch(batches, capsys):

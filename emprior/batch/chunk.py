@@ -22,6 +22,7 @@ from emprior.batch.job import Job
 from emprior.batch.ledger import FAILED, Ledger
 from emprior.batch.manifest import Manifest
 from emprior.batch.sinks import Arrays
+from emprior.batch.traces import thinned
 from emprior.metrics import psnr
 from emprior.result import VECTORS, Result
 from emprior.status import Status
@@ -72,6 +73,7 @@ class Solved:
             "std": lambda: None if self.result.std is None else self.result.std[self.row],
             "quantiles": lambda: self.result.sketches[self.row].quantile(quantiles)[:, 0],
             "samples": lambda: self.result.samples[:, self.row],
+            "traces": lambda: thinned(self.result.diagnostics.history(self.row), len(self.result.samples)),
         }
         tensors = {name: kept[name]() for name in save}
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}

@@ -49,7 +49,7 @@ class Job:
         sigma: The noise level, instead of the problem's.
         steps: Iterations.
         seed: The seed of all randomness.
-        save: What to keep of each item, of `"estimate"`, `"std"`, `"quantiles"` and `"samples"`.
+        save: What to keep of each item, of `"estimate"`, `"std"`, `"quantiles"`, `"samples"` and `"traces"`.
         quantiles: The probabilities of the quantiles that are kept.
         sink: The form of the output.
         truths: Where true images are, if they are known: a folder of the items' ids, or a stack in their order.

@@ -56,8 +56,9 @@ def reconstruct_many(
 
     The output's folder holds
 
-    - `ID.npy`, the estimate of each item under its id, and `std/ID.npy`, `quantiles/ID.npy` `(Q, *shape)` and
-      `samples/ID.npy` `(S, *shape)` if they are to be saved; or `result.zarr` or `result.h5`, arrays of all items;
+    - `ID.npy`, the estimate of each item under its id, and `std/ID.npy`, `quantiles/ID.npy` `(Q, *shape)`,
+      `samples/ID.npy` `(S, *shape)` and `traces/ID.npy` `(3, S, 100)`, the step, the energy and the data term in nats
+      at a hundred places of each chain's run, if they are to be saved; or `result.zarr` or `result.h5`, arrays of all;
     - `records.jsonl`, a line for each item in order: its id, status, residual, seconds, with samplers R-hat, effective
       sample size and verdict, with a truth its PSNR in dB; and `errors.jsonl`, the lines of items that failed;
     - `.batch`, what the batch needs to go on: the plan, the list of items and the records of each finished chunk.
@@ -89,7 +90,7 @@ def reconstruct_many(
         sigma: The noise level, instead of the problem's, or `"estimate"`.
         steps: Iterations of the method.
         seed: The seed of all randomness.
-        save: What to keep: `"estimate"`, and of methods that sample `"std"`, `"quantiles"`, `"samples"`.
+        save: What to keep: `"estimate"`, `"traces"`, and of methods that sample `"std"`, `"quantiles"`, `"samples"`.
         quantiles: The probabilities `Q` of the quantiles.
         format: `"files"`, `"zarr"` or `"hdf5"`; the latter two hold items of one shape.
         truth: The true images, if known: a folder with the items' ids, or a stack in the items' order.

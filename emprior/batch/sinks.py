@@ -18,7 +18,7 @@ from emprior.batch.ledger import Ledger
 from emprior.batch.manifest import Manifest
 
 Arrays = Mapping[str, np.ndarray]
-"""What is kept of an item by name: `estimate`, `std`, `quantiles` `(Q, *shape)`, `samples` `(S, *shape)`."""
+"""What is kept of an item by name: `estimate`, `std`, `quantiles` `(Q, *shape)`, `samples` `(S, *shape)`, `traces`."""
 
 
 class Sink(ABC):
@@ -172,7 +172,7 @@ class HDF5(Sink):
 GROUP = "result.zarr"
 """The group of all arrays."""
 
-OUTPUTS = ("estimate", "std", "quantiles", "samples")
+OUTPUTS = ("estimate", "std", "quantiles", "samples", "traces")
 """What can be kept of an item."""
 
 FORMATS: Mapping[str, Callable[[], Sink]] = {"files": Files, "zarr": Zarr, "hdf5": HDF5}

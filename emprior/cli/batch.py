@@ -67,9 +67,8 @@ def _add_task(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (0)")
     truth = "true images for the PSNR: files of the items' ids, or a stack in their order"
     parser.add_argument("--truth", metavar="DIR|STACK", help=truth)
-    parser.add_argument(
-        "--save", nargs="+", default=["estimate"], metavar="WHAT", help="of estimate (default), std, quantiles, samples"
-    )
+    outputs = "of estimate (default), std, quantiles, samples, traces"
+    parser.add_argument("--save", nargs="+", default=["estimate"], metavar="WHAT", help=outputs)
     parser.add_argument("--quantiles", nargs="+", type=float, metavar="Q", help="which quantiles (0.05 0.5 0.95)")
     parser.add_argument("--format", default="files", metavar="NAME", help="files (default), zarr or hdf5")
 

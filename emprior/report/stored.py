@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,14 @@ from emprior.batch.ledger import FAILED, PLAN, RECORDS, Ledger
 from emprior.batch.manifest import Manifest
 from emprior.batch.reconstruct import open_source
 from emprior.batch.sinks import Files
+from emprior.batch.traces import history
 from emprior.report.residual import residuals
 from emprior.report.view import View, views
 from emprior.result import VECTORS, Diagnostics, Result
 from emprior.status import Status
+
+KEPT = ("estimate", "std", "samples", "traces")
+"""What a batch may keep of an item that can be shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,27 +95,32 @@ class Stored:
         r"""Returns what there is to show of an item."""
         if record["status"] == FAILED:
             return View(item.id, measurement=self._measured(item), status=f"failed: {record['reason']}", good=False)
-        arrays = {name: self._array(name, place, item) for name in ("estimate", "std", "samples")}
+        arrays = {name: self._array(name, place, item) for name in KEPT}
         if arrays["estimate"] is None:
             return replace(_bare(item, record), missing=("The batch kept no estimate, or it is no longer there.",))
-        result = self._result(item, record, arrays["estimate"], arrays["std"], arrays["samples"])
+        result = self._result(item, record, arrays)
         truth = self._truth(item, place)
         fits = truth is not None and truth.shape == result.estimate.shape[1:]
         return replace(views(result, truth if fits else None, residuals(result))[0], name=item.id)
 
-    def _result(
-        self, item: Item, record: dict[str, Any], estimate: Tensor, std: Tensor | None, samples: Tensor | None
-    ) -> Result:
+    def _result(self, item: Item, record: dict[str, Any], arrays: Mapping[str, Tensor | None]) -> Result:
         r"""Returns the result of an item as far as it was kept."""
+        estimate, std, samples, traces = (arrays[name] for name in KEPT)
+        assert estimate is not None
+        course = {} if traces is None else history(traces)
+        drawn = bool(course) and "rhat" in record
         status = Status[record["status"].upper()]
         known = {name: torch.tensor([record[name]]) for name in VECTORS if record.get(name) is not None}
         vectors: dict[str, Any] = {"residual": torch.tensor([math.nan])} | known
         verdict = (record["verdict"],) if "verdict" in record else ()
         run = Diagnostics(
             status=(status,),
-            trace={},
+            trace={}
+            if drawn
+            else {name: entry[..., None] if entry.ndim > 1 else entry for name, entry in course.items()},
             **vectors,
             verdict=verdict,
+            chains=({"draw" if name == "step" else name: entry for name, entry in course.items()},) if drawn else (),
             seconds=record.get("seconds", 0.0),
         )
         problem = item.problem or (self.config["operator"] or "").rpartition(" ")[0]

@@ -15,6 +15,8 @@ from emprior.uncertainty import coverage
 LEVELS = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 """The nominal coverages at which intervals are asked."""
 
+NO_TRACE = "There are no traces of the energy; a batch keeps them with --save traces."
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -100,7 +102,7 @@ def _view(result: Result, index: int, truth: Tensor | None, residual: Tensor | N
         measurement=None if result.measurement is None else result.measurement[index],
         truth=truth,
         residual=residual,
-        trace=_trace(result, index),
+        trace=run.history(index),
         clock="draw after the burn-in" if run.chains else "step",
         shares=shares,
         figures=_figures(result, index, truth, shares),
@@ -118,20 +120,9 @@ def _figures(result: Result, index: int, truth: Tensor | None, shares: Tensor | 
         out["coverage"] = float(shares[-2])
     vectors = {name: getattr(run, name) for name in VECTORS}
     out |= {name: float(vector[index]) for name, vector in vectors.items() if vector is not None and len(vector)}
-    trace = _trace(result, index)
+    trace = run.history(index)
     ends = trace if run.chains else {name: entry[-1:] for name, entry in trace.items()}
     return out | {name: float(ends[name].double().mean()) for name in ("energy", "fidelity", "prior") if name in ends}
-
-
-def _trace(result: Result, index: int) -> dict[str, Tensor]:
-    r"""Returns the draws of the chains where there are any, else the whole run."""
-    run = result.diagnostics
-    if run.chains:
-        draws = run.chains[index]
-        return {"step" if name == "draw" else name: entry for name, entry in draws.items()}
-    if "step" not in run.trace or not len(run.trace["step"]):
-        return {}
-    return {name: entry if name == "step" else entry[..., index] for name, entry in run.trace.items()}
 
 
 def _shares(result: Result, index: int, truth: Tensor) -> Tensor:
@@ -160,7 +151,7 @@ def _absent(result: Result, truth: Tensor | None, residuals: Sequence[Tensor] | 
             (result.measurement is None, "The measurements were not kept with the result."),
             (isinstance(residuals, str), f"There is no histogram of residuals: {residuals}"),
             (not sampled, "There is no standard deviation and no interval: the method finds a mode, not its width."),
-            (not result.diagnostics.trace and not result.diagnostics.chains, "The run left no traces of its energy."),
+            (not result.diagnostics.trace and not result.diagnostics.chains, NO_TRACE),
             (truth is None, "The truth is not known: there is no error, and calibration cannot be seen."),
             (
                 sampled and not result.sketches,
