@@ -25,6 +25,7 @@ from emprior.batch.job import Job
 from emprior.batch.plan import lay
 from emprior.batch.run import run
 from emprior.priors import GaussianPrior
+from emprior.report.batch import write_index
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ def test_a_million_items_are_listed_resumed_and_summed_up(tmp_path):
     start = time.process_time()
     summary = run(lay(job), Local())
     assert (summary.done, summary.fresh) == (1_000_000, 0)
+    index = write_index(tmp_path / "out")
     assert listed + time.process_time() - start < 60
     assert peak() - memory < 200
+    assert index.read_text().count('href="page-') == 1000
     assert np.char.count((tmp_path / "out/records.jsonl").read_text(), "\n") == 1_000_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -157,3 +159,15 @@ def test_ids_given_twice_are_refused_however_far_apart(tmp_path):
 def test_a_batch_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there are no items"):
         write_manifest([], tmp_path, 8)
+
+
+@pytest.mark.parametrize("odd", ["a,b", 'a"b', "a\nb", "a\rb", "ä\udce9", ""])
+def test_a_manifest_is_the_csv_of_its_items(tmp_path, odd):
+    items = [Item(f"i{row}", f"{row}.npy") for row in range(2000)]
+    items[1500] = Item("odd", odd, odd, odd)
+    manifest, _, problems = write_manifest(items, tmp_path, 64)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(items)
+    assert (tmp_path / "manifest.csv").read_bytes() == text.getvalue().encode("utf-8", "surrogateescape")
+    assert [item for number in range(len(manifest)) for item in manifest.read(number)] == items
+    assert problems == {"", odd}

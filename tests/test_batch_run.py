@@ -248,7 +248,7 @@ def test_a_stack_of_truths_is_taken_in_the_order_of_files(field, tmp_path, kind)
     assert scores["stack"] == scores["files"]
     stored = Stored.open(tmp_path / "stack")
     assert stored.config["truth"] == str(stack)
-    for place, item, record in stored.records():
+    for place, item, record in stored.items():
         assert stored.view(place, item, record).truth is not None
 
 

@@ -390,7 +390,7 @@ def batches(field, tmp_path_factory):
 def test_items_are_read_as_they_were_written(batches, name):
     stored = Stored.open(batches[name])
     known = read_all(batches["files"])
-    rows = list(stored.records())
+    rows = list(stored.items())
     assert [place for place, _, _ in rows] == list(range(7))
     for place, item, record in rows:
         view = stored.view(place, item, record)
@@ -444,11 +444,11 @@ def test_a_batch_that_is_not_finished(batches, tmp_path):
     shutil.copytree(batches["files"], out)
     lines = (out / "records.jsonl").read_text().splitlines(True)
     (out / "records.jsonl").write_text("".join(lines[3:]))
-    assert [place for place, _, _ in Stored.open(out).records()] == [3, 4, 5, 6]
+    assert [place for place, _, _ in Stored.open(out).items()] == [3, 4, 5, 6]
     assert "3 are not done" in read(write_index(out)).text
     (out / "records.jsonl").write_text(lines[4] + lines[1])
     with pytest.raises(ValueError, match="names 'i01', which is none of the items or out of their order"):
-        list(Stored.open(out).records())
+        list(Stored.open(out).items())
     (out / "records.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"no item in .* is finished"):
         write_index(out)
@@ -463,10 +463,10 @@ def test_a_survey_by_hand(monkeypatch):
         {"status": "mixed", "residual": 3.0, "verdict": "not trustworthy: no"},
         {"status": "mixed", "residual": 2.0, "psnr": 20.0},
     ]
-    for place, record in enumerate(records, 10):
-        survey.add(place, record)
+    for record in records:
+        survey.add(record)
     assert (survey.usable, dict(survey.statuses)) == (2, {"mixed": 3, "failed": 1})
-    assert survey.worst() == {"failed": [11], "psnr": [13, 10], "residual": [12, 13]}
+    assert survey.worst() == {"failed": [1], "psnr": [3, 0], "residual": [2, 3]}
     assert survey.quantiles() == [("psnr", [20.5, 25.0, 29.5, 25.0]), ("residual", pytest.approx([1.1, 2.0, 2.9, 2.0]))]
 
 

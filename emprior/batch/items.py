@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -128,6 +129,9 @@ class Folder(Source):
 
 COLUMNS = ("path", "id", "problem", "truth")
 
+PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*").fullmatch
+"""What most ids are: letters, digits and marks that any file can have in its name."""
+
 
 @dataclass(frozen=True)
 class Table(Source):
@@ -144,15 +148,19 @@ class Table(Source):
 
     def items(self) -> Iterator[Item]:
         with self.path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            self._check_header(rows.fieldnames or ())
-            for row in rows:
-                where = row["path"] or ""
-                if not where or None in row:
+            rows = csv.reader(file)
+            names = next(rows, [])
+            self._check_header(names)
+            path, name, problem, truth = (names.index(column) if column in names else len(names) for column in COLUMNS)
+            for row in filter(None, rows):
+                excess = len(row) - len(names)
+                row += [""] * (1 - excess)
+                where = row[path]
+                if not where or excess > 0:
                     raise ValueError(
-                        f"{self.path}, line {rows.line_num}: expected a path and {len(row)} fields at most."
+                        f"{self.path}, line {rows.line_num}: expected a path and {len(names)} fields at most."
                     )
-                yield Item(row.get("id") or _name(where), where, self._problem(row), row.get("truth") or "")
+                yield Item(row[name] or _name(where), where, self._problem(row[problem]), row[truth])
 
     def read(self, where: str) -> Tensor:
         return read_measurements(self.path.parent / where)
@@ -168,16 +176,14 @@ class Table(Source):
     def truth(self, item: Item) -> Tensor | None:
         return self.read(item.truth) if item.truth else None
 
-    def _problem(self, row: Mapping[str, str | None]) -> str:
+    def _problem(self, name: str) -> str:
         r"""Returns the problem that a line names, a file with its folder."""
-        name = row.get("problem") or ""
         return str(self.path.parent / name) if name.endswith((".yaml", ".yml")) else name
 
-    def _check_header(self, names: object) -> None:
-        assert isinstance(names, list | tuple)
+    def _check_header(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in COLUMNS:
-                raise ValueError(f"{self.path} has the unknown column {name!r}. {nearest(str(name), COLUMNS)}")
+                raise ValueError(f"{self.path} has the unknown column {name!r}. {nearest(name, COLUMNS)}")
         if "path" not in names:
             raise ValueError(
                 f"{self.path} lacks the column 'path'. Its first line is a header such as: path,id,problem"
@@ -186,6 +192,8 @@ class Table(Source):
 
 def check_id(name: str) -> None:
     r"""Raises a ValueError unless an id can name a file below the output's folder."""
+    if PLAIN(name):
+        return
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or any(part.startswith(".") for part in parts) or "\0" in name:
         raise ValueError(

@@ -6,16 +6,19 @@ import csv
 import hashlib
 import io
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from emprior.batch.items import Item, check_id
 
 FILE, INDEX = "manifest.csv", "index.npy"
+
+BLOCK = 1024
+"""The items that are written at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ class Manifest:
         with (self.folder / FILE).open("rb") as file:
             file.seek(start)
             text = file.read(stop - start).decode("utf-8", "surrogateescape")
-        return [Item(*row) for row in csv.reader(io.StringIO(text, newline=""))]
+        return list(map(Item._make, csv.reader(io.StringIO(text, newline=""))))
 
 
 def write_manifest(items: Iterable[Item], folder: Path, chunk: int) -> tuple[Manifest, str, set[str]]:
@@ -68,25 +71,29 @@ def write_manifest(items: Iterable[Item], folder: Path, chunk: int) -> tuple[Man
         ValueError: There are no items, or two have the same id, or an id cannot name a file.
         OSError: It cannot be written.
     """
-    offsets, keys = array("Q", [0]), array("Q")
+    offsets, keys = array("Q", [0]), array("q")
     problems: set[str] = set()
     with (folder / FILE).open("wb") as file:
-        tape = _Tape(file)
-        writer = csv.writer(tape)
-        for item in items:
-            check_id(item.id)
-            writer.writerow(item)
-            offsets.append(tape.length)
-            keys.append(_key(item.id))
-            problems.add(item.problem)
+        digest = hashlib.blake2b(digest_size=16)
+        stream = iter(items)
+        while block := list(islice(stream, BLOCK)):
+            for item in block:
+                check_id(item.id)
+            lines = _lines(block)
+            ends = accumulate(map(len, lines), initial=offsets.pop())
+            offsets.extend(ends)
+            keys.extend(hash(item.id) for item in block)
+            problems.update(item.problem for item in block)
+            digest.update(text := b"".join(lines))
+            file.write(text)
     if not keys:
         raise ValueError("there are no items to reconstruct. Give a folder of .npy files or images, a stack or a CSV.")
     chunk = even(len(keys), chunk)
-    index = np.append(np.frombuffer(offsets, dtype=np.uint64)[:-1:chunk], np.uint64(tape.length))
+    index = np.append(np.frombuffer(offsets, dtype=np.uint64)[:-1:chunk], np.uint64(offsets[-1]))
     np.save(folder / INDEX, index)
     manifest = Manifest(folder, index, len(keys), chunk)
-    _check_unique(manifest, np.frombuffer(keys, dtype=np.uint64))
-    return manifest, tape.digest.hexdigest(), problems
+    _check_unique(manifest, np.frombuffer(keys, dtype=np.int64))
+    return manifest, digest.hexdigest(), problems
 
 
 def even(count: int, most: int) -> int:
@@ -99,21 +106,19 @@ def even(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
-class _Tape:
-    r"""A file of text that knows its length in bytes and its digest."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.length, self.digest = file, 0, hashlib.blake2b(digest_size=16)
-
-    def write(self, text: str) -> None:
-        content = text.encode("utf-8", "surrogateescape")
-        self.file.write(content)
-        self.digest.update(content)
-        self.length += len(content)
+def _lines(items: Sequence[Item]) -> list[bytes]:
+    r"""Returns items as lines of CSV; most need no quotes, which is seen of all at once."""
+    lines = [",".join(item) + "\r\n" for item in items]
+    text = "".join(lines)
+    if '"' in text or text.count(",") > 3 * len(items) or text.count("\r") + text.count("\n") > 2 * len(items):
+        lines = [_quoted(item) for item in items]
+    return [line.encode("utf-8", "surrogateescape") for line in lines]
 
 
-def _key(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+def _quoted(item: Item) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(item)
+    return text.getvalue()
 
 
 def _check_unique(manifest: Manifest, keys: np.ndarray) -> None:
@@ -124,10 +129,10 @@ def _check_unique(manifest: Manifest, keys: np.ndarray) -> None:
     seen: dict[str, str] = {}
     for number in range(len(manifest)):
         for item in manifest.read(number):
-            if _key(item.id) in twice and item.id in seen:
+            if hash(item.id) in twice and item.id in seen:
                 raise ValueError(
                     f"{seen[item.id]} and {item.where} have the same id {item.id!r}. Rename one of them, or give both "
                     "ids of their own in a CSV with the columns path and id."
                 )
-            if _key(item.id) in twice:
+            if hash(item.id) in twice:
                 seen[item.id] = item.where

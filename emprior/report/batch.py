@@ -10,10 +10,12 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
+from html import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -48,33 +50,38 @@ class Survey:
 
     Arguments:
         statuses: How many items ended how.
+        count: How many items have a record; they are numbered in their order.
         usable: How many can be used as they are.
-        places: Where the items are that have a record.
         values: Each figure of these items, NaN where one lacks it.
-        failed: Where the first failures are.
+        failed: The numbers of the first failures.
+        seen: What the records hold.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
+    count: int = 0
     usable: int = 0
-    places: array[int] = field(default_factory=lambda: array("q"))
     values: dict[str, array[float]] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
 
-    def add(self, place: int, record: Mapping[str, Any]) -> None:
-        r"""Takes in the record of an item."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        r"""Takes in the record of the next item."""
+        if record["status"] == FAILED and len(self.failed) < WORST:
+            self.failed.append(self.count)
+        if not record.keys() <= self.seen:
+            self._meet(record)
+        for name, values in self.values.items():
+            value = record.get(name)
+            values.append(math.nan if value is None else value)
         self.statuses[record["status"]] += 1
         self.usable += usable(record)
-        if record["status"] == FAILED and len(self.failed) < WORST:
-            self.failed.append(place)
-        for name, value in record.items():
-            if name in FIGURES and value is not None:
-                if name not in self.values:
-                    self.values[name] = array("d")
-                values = self.values[name]
-                if len(values) < len(self.places):
-                    values.extend([math.nan] * (len(self.places) - len(values)))
-                values.append(value)
-        self.places.append(place)
+        self.count += 1
+
+    def _meet(self, record: Mapping[str, Any]) -> None:
+        r"""Makes room for the figures that no record before this one had."""
+        self.seen |= {name for name, value in record.items() if value is not None or name not in FIGURES}
+        for name in self.seen & FIGURES.keys() - self.values.keys():
+            self.values[name] = array("d", [math.nan]) * self.count
 
     @property
     def columns(self) -> list[str]:
@@ -91,21 +98,20 @@ class Survey:
         return out
 
     def worst(self) -> dict[str, list[int]]:
-        r"""Returns where the worst items are by each figure that can be bad, the very worst first."""
+        r"""Returns the numbers of the worst items by each figure that can be bad, the very worst first."""
         out = {FAILED: self.failed} if self.failed else {}
         for name in self.columns:
             if FIGURES[name].worst:
                 badness = FIGURES[name].worst * np.frombuffer(self.values[name])
                 order = np.argsort(np.where(np.isnan(badness), -np.inf, badness), kind="stable")[::-1]
-                out[name] = [self.places[int(row)] for row in order[:WORST] if not math.isnan(badness[row])]
+                out[name] = [int(row) for row in order[:WORST] if not math.isnan(badness[row])]
         return out
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     r"""A line of a table; the link and the thumbnail are empty for an item without a page of its own."""
 
-    place: int
+    number: int
     name: str
     status: str
     good: bool
@@ -114,9 +120,13 @@ class Row:
     thumbnail: str = ""
 
     @property
-    def line(self) -> Markup:
-        r"""The cells as HTML; numbers need no escaping."""
-        return Markup("<td>" + "<td>".join(self.cells))
+    def line(self) -> str:
+        r"""The row as HTML; numbers need no escaping."""
+        name, status = escape(self.name), _escaped(self.status)
+        if self.link:
+            picture = f'<img class="thumb" src="{self.thumbnail}" alt="">' if self.thumbnail else ""
+            name = f'<a href="{self.link}">{picture}{name}</a>'
+        return "<td>".join(("<tr>", name, "yes" if self.good else "no", *self.cells, status))
 
 
 def write_index(batch: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, items: int = 24) -> Path:
@@ -140,20 +150,20 @@ def write_index(batch: str | os.PathLike[str], out: str | os.PathLike[str] | Non
     folder = Path(batch) / "report" if out is None else Path(out)
     (folder / "items").mkdir(parents=True, exist_ok=True)
     survey = Survey()
-    for place, _, record in stored.records():
-        survey.add(place, record)
-    chosen = {place for places in survey.worst().values() for place in places}
-    names = _names(survey.statuses.total())
+    for record in stored.records():
+        survey.add(record)
+    chosen = {number for numbers in survey.worst().values() for number in numbers}
+    names = _names(survey.count)
     common = {"figures": FIGURES, "columns": survey.columns, "pages": names, "title": Path(batch).resolve().name}
     worst: dict[int, Row] = {}
-    first: list[Row] = []
     for number, part in enumerate(_parts(_rows(stored, survey, chosen, items, folder))):
-        worst |= {row.place: row for row in part if row.place in chosen}
-        first = first or part
+        worst |= {row.number: row for row in part if row.number in chosen}
+        lines = Markup("\n".join(row.line for row in part))
         if len(names) > 1:
-            text = _render("items.html", common | {"rows": part, "number": number})
+            text = _render("items.html", common | {"lines": lines, "number": number})
             (folder / names[number][0]).write_text(text, encoding="utf-8")
-    shown = {"rows": first if len(names) == 1 else [], "worst": worst, "survey": survey, "places": survey.worst()}
+    whole = lines if len(names) == 1 else ""
+    shown = {"lines": whole, "worst": worst, "survey": survey, "ranked": survey.worst()}
     with atomic(folder / "index.html") as file:
         file.write_text(_render("index.html", common | shown | _facts(stored, Path(batch))), encoding="utf-8")
     return folder / "index.html"
@@ -166,20 +176,25 @@ def usable(record: Mapping[str, Any]) -> bool:
 
 def _rows(stored: Stored, survey: Survey, chosen: set[int], items: int, folder: Path) -> Iterator[Row]:
     r"""Yields the line of each record, and writes the pages of the first items and of those that were chosen."""
-    columns = [(name, FIGURES[name]) for name in survey.columns]
+    columns = [(name, FIGURES[name].text) for name in survey.columns]
     command = reproduce.batch_command(stored.config, str(stored.out))
-    for place, item, record in stored.records():
-        cells = [figure.text(record.get(name)) for name, figure in columns]
+    for number, (place, item, record) in enumerate(stored.items()):
+        cells = [text(record.get(name)) for name, text in columns]
         status = f"failed: {record['reason']}"[:CLIP] if record["status"] == FAILED else record["status"]
-        row = Row(place, item.id, status, usable(record), cells)
-        if place < items or place in chosen:
+        row = Row(number, item.id, status, usable(record), cells)
+        if place < items or number in chosen:
             view = stored.view(place, item, record)
             link = f"items/{place:07d}.html"
             facts = {"item": f"{place + 1:,} of {stored.header['items']:,}"}
-            text = page([view], item.id, facts, stored.config, command, back="../index.html")
-            (folder / link).write_text(text, encoding="utf-8")
-            row = replace(row, link=link, thumbnail=thumbnail(view))
+            inner = page([view], item.id, facts, stored.config, command, back="../index.html")
+            (folder / link).write_text(inner, encoding="utf-8")
+            row = row._replace(link=link, thumbnail=thumbnail(view))
         yield row
+
+
+@lru_cache(maxsize=64)
+def _escaped(status: str) -> str:
+    return escape(status)
 
 
 def _parts(rows: Iterator[Row]) -> Iterator[list[Row]]:

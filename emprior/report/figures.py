@@ -2,9 +2,9 @@ r"""The figures of an image: what they are called, what they mean, and which sid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Figure:
 
     def text(self, value: float | None) -> str:
         r"""Returns a value as it is shown, nothing for one that is not known."""
-        if value is None:
-            return ""
-        if not math.isfinite(value):
-            return f"{value}"
-        return f"{value:.4g}" if self.digits is None else f"{value:,.{self.digits}f}"
+        return "" if value is None else format(value, self.form)
+
+    @cached_property
+    def form(self) -> str:
+        r"""How a value is written."""
+        return ".4g" if self.digits is None else f",.{self.digits}f"
 
 
 SIGMA, MINUS = "\N{GREEK SMALL LETTER SIGMA}", "\N{MINUS SIGN}"

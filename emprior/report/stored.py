@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from emprior._check import needed
 from emprior.batch.items import Item, Source
 from emprior.batch.ledger import FAILED, PLAN, RECORDS, Ledger
-from emprior.batch.manifest import Manifest
+from emprior.batch.manifest import BLOCK, Manifest
 from emprior.batch.reconstruct import open_source
 from emprior.batch.sinks import Files
 from emprior.batch.traces import history
@@ -71,25 +72,29 @@ class Stored:
         r"""The items."""
         return Manifest.open(Ledger(self.out).folder, self.header["items"], self.config["chunk"])
 
-    def records(self) -> Iterator[tuple[int, Item, dict[str, Any]]]:
-        r"""Yields place, item and record of all that are finished, in order, holding a chunk of them at most.
+    def records(self) -> Iterator[dict[str, Any]]:
+        r"""Yields the records of all items that are finished, in order, holding a thousand of them at most."""
+        with (self.out / RECORDS).open(encoding="utf-8") as lines:
+            while block := list(islice(lines, BLOCK)):
+                yield from json.loads(f"[{','.join(block)}]")
+
+    def items(self) -> Iterator[tuple[int, Item, dict[str, Any]]]:
+        r"""Yields place, item and record of all that are finished, in order.
 
         Raises:
             ValueError: The records are not those of the items.
         """
         items = enumerate(item for number in range(len(self.manifest)) for item in self.manifest.read(number))
-        with (self.out / RECORDS).open(encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                for place, item in items:
-                    if item.id == record["id"]:
-                        yield place, item, record
-                        break
-                else:
-                    raise ValueError(
-                        f"{self.out / RECORDS} names {record['id']!r}, which is none of the items or out of their "
-                        "order. Run the command of emprior batch again: it makes the lists anew."
-                    )
+        for record in self.records():
+            for place, item in items:
+                if item.id == record["id"]:
+                    yield place, item, record
+                    break
+            else:
+                raise ValueError(
+                    f"{self.out / RECORDS} names {record['id']!r}, which is none of the items or out of their "
+                    "order. Run the command of emprior batch again: it makes the lists anew."
+                )
 
     def view(self, place: int, item: Item, record: dict[str, Any]) -> View:
         r"""Returns what there is to show of an item."""
