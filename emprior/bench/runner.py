@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emprior._noise import derive_seed
 from emprior._types import Image
+from emprior.bench.code import code_digest
 from emprior.bench.cost import Cost, measured
 from emprior.bench.figures import figures
 from emprior.bench.methods import METHODS, Answer, Method, Models, Settings, Task
@@ -134,12 +135,13 @@ def paced_settings(method: Method, settings: Settings, plan: Plan) -> Settings:
 
 
 def cell_key(bout: Bout, name: str, settings: Settings) -> str:
-    r"""Returns the digest of all that the figures of a cell depend on, but the revision of emprior."""
+    r"""Returns the digest of all that the figures of a cell depend on, the code of emprior that makes them included."""
     networks = [fact.get("identity", fact["sha256"]) for fact in bout.suite.facts]
     packages = {package: _version(package) for package in PACKAGES}
     content = bout.x.cpu().numpy().tobytes() + bout.y.cpu().numpy().tobytes()
+    code = code_digest(METHODS[name].run.__module__, figures.__module__)
     return digest_of(
-        bout.suite.name, bout.problem.name, name, dict(settings), bout.plan.facts(), networks, packages, content
+        bout.suite.name, bout.problem.name, name, dict(settings), bout.plan.facts(), networks, packages, content, code
     )
 
 
