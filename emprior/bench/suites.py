@@ -35,15 +35,15 @@ class Sources:
 
     Arguments:
         data: A stack or folder of test images, which no network has seen.
-        prior: The name or folder of the prior.
-        denoiser: The name or folder of the matched denoiser.
+        prior: The name or folder of the prior; that which the denoiser matches by default.
+        denoiser: The name or folder of the matched denoiser, of the same trunk and as many training images.
         seed: The seed of images that are drawn.
         lpips: The network for LPIPS, a TorchScript file; see :class:`emprior.bench.lpips.Lpips`. None by default: the
             figure is then absent.
     """
 
     data: str | None = None
-    prior: str = "cifar10"
+    prior: str = "cifar10-wide"
     denoiser: str = "cifar10-denoiser"
     seed: int = 0
     lpips: str | None = None
