@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--problem", default="cifar10/inpainting")
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--scheduler", help="of a cluster that runs, tcp://HOST:PORT; by default one is started here")
     parser.add_argument("--workers", type=int, default=2, help="processes of a cluster that is started here")
     parser.add_argument("--chunk", type=int, default=4, help="images of a task")

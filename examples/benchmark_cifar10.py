@@ -25,7 +25,7 @@ METHODS = ("emprior-map", "emprior-posterior", "pnp-dpir", "deepinv-diffpir", "t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="test images: folder or .npy; by default pieces of photographs")
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--problems", nargs="+", default=["cifar10/inpainting", "cifar10/deblurring"], metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME")
     parser.add_argument("--images", type=int, default=2)

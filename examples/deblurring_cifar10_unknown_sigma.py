@@ -26,7 +26,7 @@ from emprior.operators import without_noise
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--image", type=Path, default=CAT, help="a photograph, reduced to 32 x 32")
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--steps", type=int, default=100, help="of the posterior's chains, a quarter of them burn-in")
     parser.add_argument("--out", type=Path, default=Path("out/unknown_sigma"), help="the folder to write to")
     args = parser.parse_args()

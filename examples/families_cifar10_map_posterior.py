@@ -46,7 +46,7 @@ def restore(family: str, x: Tensor, prior: emprior.Prior, steps: int, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--image", type=Path, default=CAT, help="a photograph, reduced to 32 x 32")
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--problems", nargs="+", default=FAMILIES, metavar="NAME", help=", ".join(FAMILIES))
     parser.add_argument("--steps", type=int, default=60, help="of the two chains, a quarter of them burn-in")
     parser.add_argument("--out", type=Path, default=Path("out/families"), help="the folder to write to")

@@ -31,7 +31,7 @@ def apart(samples: Tensor, region: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--image", type=Path, default=CAT, help="a photograph, reduced to 32 x 32")
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--strength", type=float, default=0.3)
     parser.add_argument("--steps", type=int, default=40, help="of the chains, a quarter of them burn-in")

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="clean images: folder or .npy")
     parser.add_argument("--out", type=Path, default=Path("out/interaction"), help="the folder to write to")
     parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--samples", type=int, nargs="*", default=[2, 4, 8, 16])
     parser.add_argument("--strengths", type=float, nargs="*", default=[1.0, 0.5], help="smaller pushes harder")
     parser.add_argument("--steps", type=int, default=20, help="of Hamiltonian Monte Carlo, a quarter of them burn-in")

@@ -46,7 +46,7 @@ def rays(side: int, angles: int) -> scipy.sparse.csr_array:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--image", type=Path, default=CAT, help="a photograph, reduced to 32 x 32")
-    parser.add_argument("--prior", default="cifar10-wide")
+    parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--angles", type=int, default=12)
     parser.add_argument("--sigma", type=float, default=0.005)
     parser.add_argument("--out", type=Path, default=Path("out/tomography"), help="the folder to write to")

@@ -277,9 +277,7 @@ def test_the_command_names_what_is_not_usual():
     facts = [{"role": role, "name": "mnist"} for role in ("prior", "denoiser")]
     record = replace(record, suite="cifar10", models=facts)
     assert " --data TEST_IMAGES --prior mnist --denoiser mnist --problems blur " in command([record])
-    usual = [
-        {"role": role, "name": name} for role, name in (("prior", "cifar10-wide"), ("denoiser", "cifar10-denoiser"))
-    ]
+    usual = [{"role": role, "name": name} for role, name in (("prior", "cifar10"), ("denoiser", "cifar10-denoiser"))]
     bundled = [replace(record, problem=name, models=usual) for name in problems_of("cifar10")]
     assert command(bundled).endswith(" --data TEST_IMAGES --methods tikhonov --out report")
 
@@ -354,7 +352,7 @@ def test_the_learned_suite(tmp_path):
     plan = Plan(images=1, samples=1, budget=2)
     (record, _), *_ = run(suite, ["cifar10/inpainting"], ["pnp-pgd"], plan, Shelf(tmp_path / "out"))
     assert (record.status, record.evaluations, record.derivatives) == ("done", 2, 0)
-    assert [fact["name"] for fact in record.models] == ["cifar10-wide", "cifar10-denoiser"]
+    assert [fact["name"] for fact in record.models] == ["cifar10", "cifar10-denoiser"]
 
 
 def test_a_prior_with_another_card_is_run_again(suite, tmp_path):

@@ -290,19 +290,6 @@ def test_start_from_a_prior(tmp_path):
     assert training["settings"]["train"]["start"] == "prior"
 
 
-def test_a_share_of_the_start_is_kept(tmp_path):
-    first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
-    known = load_prior(first).potential.state_dict()
-    weights = {}
-    for keep in (0.0, 0.25):
-        config, out = settings(tmp_path, train={"start": first, "seed": 1, "keep": keep}), tmp_path / f"keep{keep}"
-        weights[keep] = load_prior(run_training(config, out)["prior"]).potential.state_dict()
-        assert Card.read(out / "prior").training["settings"]["train"]["keep"] == keep
-    for name, whole in weights[0.0].items():
-        torch.testing.assert_close(weights[0.25][name], 0.75 * whole + 0.25 * known[name])
-    assert any(not torch.equal(whole, known[name]) for name, whole in weights[0.0].items())
-
-
 def test_a_start_with_another_network_is_refused(tmp_path):
     config = settings(tmp_path)
     first = run_training(config, tmp_path / "first")["prior"]
@@ -398,8 +385,3 @@ def test_two_do_not_train_in_one_folder(tmp_path):
 def test_holding_to_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no energy to hold to.*train\.start=NAME"):
         run_training(settings(tmp_path, train={"hold": 0.2}), tmp_path / "out")
-
-
-def test_keeping_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no weights to keep.*train\.start=NAME"):
-        run_training(settings(tmp_path, train={"keep": 0.2}), tmp_path / "out")

@@ -43,7 +43,7 @@ class Sources:
     """
 
     data: str | None = None
-    prior: str = "cifar10-wide"
+    prior: str = "cifar10"
     denoiser: str = "cifar10-denoiser"
     seed: int = 0
     lpips: str | None = None

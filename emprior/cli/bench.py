@@ -61,7 +61,7 @@ def _add_task(parser: Parser) -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help=methods)
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="problems of the suite; by default all")
     parser.add_argument("--data", metavar="DIR|NPY", help="test images, which no network has seen")
-    parser.add_argument("--prior", default="cifar10-wide", metavar="NAME|DIR", help="the prior (cifar10-wide)")
+    parser.add_argument("--prior", default="cifar10", metavar="NAME|DIR", help="the prior (cifar10)")
     matched = "the denoiser that matches it, for all other methods (cifar10-denoiser)"
     parser.add_argument("--denoiser", default="cifar10-denoiser", metavar="NAME|DIR", help=matched)
     parser.add_argument("--lpips", metavar="PT", help=LPIPS)

@@ -30,7 +30,6 @@ RULES: dict[str, dict[str, Rule]] = {
         "groups": WHOLE_OR_NONE,
         "accumulate": WHOLE,
         "hold": SHARE,
-        "keep": BELOW_ONE,
         "clip": POSITIVE,
         "weight_decay": COUNT,
         "checkpoint_every": COUNT,
@@ -148,11 +147,6 @@ def _check_relations(config: Config) -> None:
         raise ValueError(
             f"train.hold is {config.train.hold}, but there is no energy to hold to. Name a prior that the training "
             "begins with, --set train.start=NAME, or hold to none: --set train.hold=0"
-        )
-    if config.train.keep and config.train.start is None:
-        raise ValueError(
-            f"train.keep is {config.train.keep}, but there are no weights to keep. Name a prior that the training "
-            "begins with, --set train.start=NAME, or keep none: --set train.keep=0"
         )
     if contrast.steps and config.kind == "denoiser":
         raise ValueError("a denoiser has no energies to contrast: --set contrast.steps=0")

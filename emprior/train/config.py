@@ -72,8 +72,6 @@ class Train:
             random ones.
         hold: The noise fraction below which the energy is held to that of `start`, and not taught by data; half of each
             batch is then drawn there. See :class:`emprior.train.teacher.Teacher`.
-        keep: The share of the weights of `start` in those that are written, the rest being of the training. See
-            :func:`emprior.train.teacher.kept`.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
         clip: The bound on the norm of the parameters' gradient.
@@ -90,7 +88,6 @@ class Train:
     seed: int = 0
     start: str | None = None
     hold: float = 0.0
-    keep: float = 0.0
     precision: str = "bf16"
     compile: bool = True
     clip: float = 1.0

@@ -17,7 +17,6 @@ from emprior.train.data import load_images
 from emprior.train.evaluate import measure, measure_essentials
 from emprior.train.model import MODELS
 from emprior.train.provenance import circumstances
-from emprior.train.teacher import kept
 
 
 def export_prior(
@@ -46,15 +45,14 @@ def export_prior(
         held_out: The number of images to measure on.
 
     Raises:
-        ValueError: There is no checkpoint, it is of another training, the validation images do not fit, or what the
-            training began with, of which a share is kept, is no longer there.
+        ValueError: There is no checkpoint, it is of another training, or the validation images do not fit.
     """
     state = read_checkpoint(checkpoint_dir, config)
     facts = state["facts"]
     shape = tuple(facts["shape"])
     known = held_out_images(config, shape, held_out)
     network = MODELS[config.kind](config).network(shape[0])
-    network.load_state_dict(kept(config, state["average"], shape[0]))
+    network.load_state_dict(state["average"])
     made = MODELS[config.kind](config).wrap(copy.deepcopy(network).to(dtype).float(), shape)
     metrics = {}
     if known is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from emprior._rows import column
 from emprior.hub import Card, find_prior, load_network
@@ -38,29 +38,6 @@ def same_start(config: Config, began: Mapping[str, Any] | None) -> bool:
         return True
     card = Card.read(find_prior(config.train.start, [config.kind]))
     return began is not None and began["sha256"] == card.sha256
-
-
-def kept(config: Config, average: Mapping[str, Tensor], channels: int) -> Mapping[str, Tensor]:
-    r"""Returns the weights that are written: a mean of those that were trained and those of `train.start`,
-
-    .. math:: w = (1 - \kappa)\, w_{\mathrm{trained}} + \kappa\, w_{\mathrm{start}}, \qquad \kappa = \mathrm{keep}.
-
-    A training that goes on stays in the valley that it began in, and the mean keeps what it would forget at the price
-    of a share of what it learned.
-
-    References:
-        | Robust fine-tuning of zero-shot models (Wortsman et al., 2022)
-        | https://arxiv.org/abs/2109.01903
-
-    Raises:
-        ValueError: There is no such prior, or its network is another.
-    """
-    share = config.train.keep
-    if not share:
-        return average
-    _, network = load_start(config, channels)
-    start = network.state_dict()
-    return {name: (1 - share) * weight + share * start[name].to(weight) for name, weight in average.items()}
 
 
 class Teacher:
