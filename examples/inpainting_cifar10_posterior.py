@@ -25,7 +25,7 @@ from emprior.plot import figure, save_figure
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("out/inpainting"), help="the folder to write to")
-    parser.add_argument("--steps", type=int, default=120, help="paths of each chain (120)")
+    parser.add_argument("--steps", type=int, default=90, help="paths of each chain (90)")
     parser.add_argument("--samples", type=int, default=4, help="chains (4)")
     args = parser.parse_args()
 
