@@ -484,7 +484,7 @@ def test_trajectories_and_animations(call, prior, tmp_path, steps):
     words = ["sample", "--prior", prior, "-n", 3, "--steps", steps, "--out", tmp_path / "x.npy", *extras]
     code, out, errors = call(*words)
     assert (code, errors) == (0, "")
-    times = f"sampling times 0 to 0.{steps:02d}"
+    times = f"{steps} steps from noise to images"
     assert out.splitlines()[1:] == [f"{tmp_path / 'new/t.png'}: {times}", f"{tmp_path / 'g.gif'}: {times}"]
     x = torch.from_numpy(np.load(tmp_path / "x.npy"))
     noise = emprior.load_prior(prior).sample(3, steps=0)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 emprior sample --prior cifar10 -n 64 --out grid.png
 emprior sample --prior cifar10 -n 8 --out grid.png --trajectory trajectory.png --gif noise_to_images.gif
-emprior sample --prior runs/mine/prior -n 1000 --seed 1 --steps 325 --out samples.npy
+emprior sample --prior runs/mine/prior -n 1000 --seed 1 --steps 200 --out samples.npy
 """
 COLUMNS, FRAMES = 10, 40
 
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--prior", default="cifar10", metavar="NAME|DIR", help="see: emprior priors list (cifar10)")
     parser.add_argument("-n", type=positive_int, default=16, help="how many (16)")
     parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (0)")
-    parser.add_argument("--steps", type=positive_int, help="Langevin steps; by default the prior's own")
+    parser.add_argument("--steps", type=positive_int, help="steps, a gradient each (60)")
     add_device(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="a grid of images, .png, or (n, C, H, W) floats, .npy"
@@ -79,12 +79,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         save_grid(options.out, x)
     if options.trajectory:
-        save_trajectory(options.trajectory, film.at(columns), captions(columns))
+        save_trajectory(options.trajectory, film.at(columns), captions(columns, steps))
     if options.gif:
-        save_animation(options.gif, film.at(frames), captions(frames))
+        save_animation(options.gif, film.at(frames), captions(frames, steps))
     print(f"{options.out}: {options.n} sample{'s' * (options.n > 1)} of {prior.title}")
     for extra in filter(None, (options.trajectory, options.gif)):
-        print(f"{extra}: sampling times 0 to {captions([steps])[0].removeprefix('t = ')}")
+        print(f"{extra}: {steps} steps from noise to images")
     return 0
 
 
@@ -118,11 +118,9 @@ def moments(steps: int, count: int) -> list[int]:
     return [round(steps * index / (count - 1)) for index in range(count)]
 
 
-def captions(steps: Sequence[int]) -> list[str]:
-    r"""Returns the sampling time of each step as text."""
-    from emprior.priors.network import STEP_SIZE
-
-    return [f"t = {step * STEP_SIZE:.2f}" for step in steps]
+def captions(steps: Sequence[int], total: int) -> list[str]:
+    r"""Returns the sampling time of each step as text, from 0 at noise to 1."""
+    return [f"t = {step / total:.2f}" for step in steps]
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from emprior._compiled import CompiledGradient
 from emprior._noise import Noise
 from emprior._rows import column
-from emprior._schedule import heat
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
 from emprior.interpolant import Interpolant
@@ -21,11 +20,8 @@ from emprior.interpolant import Interpolant
 CHUNK = 64
 """Images generated at a time; image `i` depends on `(seed, i)` alone, so the number changes nothing."""
 
-STEPS, STEP_SIZE = 325, 0.01
-"""Langevin steps of :meth:`NetworkPrior.sample`, and their size."""
-
-TAU_STAR = 0.9
-"""The transport time at which :meth:`NetworkPrior.sample` begins to warm."""
+STEPS = 60
+"""Steps of :meth:`NetworkPrior.sample`."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "map": {"steps": 36, "tolerance": 0.1},
@@ -140,22 +136,29 @@ class NetworkPrior(Prior):
         *,
         seed: int = 0,
         steps: int = STEPS,
-        step_size: float = STEP_SIZE,
         progress: bool = False,
         callback: Callable[[int, Image], None] | None = None,
     ) -> Image:
-        r"""Generates `n` images by following :math:`-\nabla V` from noise and warming to :math:`\epsilon`.
+        r"""Generates `n` images by following the path from noise to data that the energy was trained on.
 
-        .. math:: z \leftarrow z - h \nabla V(z) + \sqrt{2 h \epsilon(t)}\, n, \qquad
-                  \epsilon(t) = \epsilon\, \mathrm{clip}((t - 0.9) / 0.1, 0, 1)
+        .. math:: \hat x_1 = \frac{a z_s - s \nabla V(z_s)}{a k + s b}, \qquad
+                  \hat x_0 = \frac{z_s - k \hat x_1}{s}, \qquad z_{s'} = k' \hat x_1 + s' \hat x_0,
 
-        Image `i` depends on `(seed, i)` alone.
+        in equal steps of `s` from white noise at 1 to the thermal noise of the data. On the path of transport
+        alone that is the descent :math:`z \leftarrow z - h \nabla V(z)`; in a score zone, where `V` is as steep as one
+        temperature makes it, a descent would lose contrast. They are no draws of :math:`e^{-E}`: chains that start from
+        them are.
+
+        Image `i` depends on `(seed, i)` alone. It costs a gradient for each step.
+
+        References:
+            | Denoising Diffusion Implicit Models (Song et al., 2021), of which this is the sampler along another path
+            | https://arxiv.org/abs/2010.02502
 
         Arguments:
             n: How many.
             seed: The seed.
-            steps: Langevin steps; `steps * step_size` is the sampling time.
-            step_size: The step `h`.
+            steps: Steps; with none the noise is returned.
             progress: Whether to show a bar.
             callback: Called with 0 and the noise, and after each step with its index and the images
                 `(B, C, H, W)` so far. Beyond 64 images it sees one part of at most 64 from 0 to `steps`, then the next.
@@ -163,7 +166,7 @@ class NetworkPrior(Prior):
         watch = callback or (lambda step, images: None)
         parts = [range(first, min(first + CHUNK, n)) for first in range(0, n, CHUNK)]
         with tqdm(total=steps * len(parts), disable=not progress, unit="step", leave=False) as bar:
-            return torch.cat([self._generate(part, seed, steps, step_size, bar, watch) for part in parts])
+            return torch.cat([self._generate(part, seed, steps, bar, watch) for part in parts])
 
     @torch.no_grad()
     def _generate(
@@ -171,7 +174,6 @@ class NetworkPrior(Prior):
         indices: range,
         seed: int,
         steps: int,
-        step_size: float,
         bar: tqdm,
         watch: Callable[[int, Image], None],
     ) -> Image:
@@ -179,11 +181,12 @@ class NetworkPrior(Prior):
         noise = Noise([(seed, "sample", i) for i in indices], reference.device, reference.dtype)
         z = noise.normal(*self.shape)
         watch(0, (z + 1) / 2)
+        levels = torch.linspace(1, self.interpolant.thermal(self.epsilon), steps + 1).to(z)
+        shares = self.interpolant.coefficients(levels)[2]
         for index in range(steps):
-            temperature = self.epsilon * heat(index * step_size, TAU_STAR, step_size)
-            z = z - step_size * self.potential_gradient(z)
-            if temperature > 0:
-                z = z + (2 * step_size * temperature) ** 0.5 * noise.normal(*self.shape)
+            s, k = levels[index], shares[index]
+            clean = self.interpolant.endpoint(z, self.potential_gradient(z), s.expand(len(z)))
+            z = shares[index + 1] * clean + levels[index + 1] * (z - k * clean) / s
             bar.update()
             watch(index + 1, (z + 1) / 2)
         return (z + 1) / 2
