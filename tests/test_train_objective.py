@@ -3,15 +3,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from emprior._bands import Bands, Spectrum
 from emprior.interpolant import EnergyMatching
 from emprior.train.config import Contrast
 from emprior.train.derivative import gradient_of
 from emprior.train.draws import Draws
+from emprior.train.frame import Frame
 from emprior.train.gradients import Pieces, WholeBatch, in_pieces
 from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin, view_noise
 from emprior.train.objective import GradientMatchingLoss
@@ -310,3 +313,50 @@ def test_fresh_chains_follow_the_schedule():
     torch.testing.assert_close(jumps[:, : count // 2].var(1).float(), 2 * h * heat, **close)
     expected = torch.full((steps,), 2 * h * epsilon)
     torch.testing.assert_close(jumps[:, count // 2 :].var(1).float(), expected, **close)
+
+
+def bands_of_curvature(shape, curvature):
+    r"""A quadratic energy with that curvature in each band of images, and its spectrum."""
+    like = torch.zeros(1, *shape, dtype=torch.float64)
+    bands = Bands.of(like)
+    spectrum = Spectrum(tuple(bands.frequency.tolist()), (tuple(curvature(bands.frequency).tolist()),))
+    values = bands.spread(spectrum.on(bands)[None], like)
+    return spectrum, values, lambda x: bands.join(values * bands.split(x))
+
+
+def test_a_frame_turns_images_and_gradients_into_coordinates_and_back():
+    r"""The gradient of `V` after `join` is its own derivative there."""
+    spectrum, _, slope = bands_of_curvature((1, 6, 5), lambda f: 3 + 900 * f**2)
+    x = normal(4, 1, 6, 5)
+    frame = Frame(spectrum, 0.02, torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64), x)
+    z = frame.split(x).requires_grad_()
+    torch.testing.assert_close(frame.join(z), x)
+    energy = (frame.join(z) * slope(frame.join(z))).sum() / 2
+    (found,) = torch.autograd.grad(energy, z)
+    torch.testing.assert_close(frame.gradient(slope)(z.detach()), found)
+
+
+@pytest.mark.parametrize("views", [0.0, 1.0])
+def test_chains_in_a_frame_cross_a_stiff_density_in_a_few_steps(views):
+    r"""V = x' H x / 2 at temperature e, with a view y: precision H / e + 1 / s^2, curvatures of ratio 10^4."""
+    epsilon, count, sigma = 0.1, 4000, 0.6
+    spectrum, curvature, gradient = bands_of_curvature((1, 4, 4), lambda f: 0.4 + 4000 * f**2)
+    curvature = epsilon / 4 * curvature
+    settings = Contrast(
+        chains=count, batch_size=count, langevin_steps=12, step_size=0.5, restart=1.0, views=views, noise=(0.3, 0.3)
+    )
+    sigmas = view_noise(settings).double()
+    chains = torch.zeros(count, 4, 1, 4, 4, dtype=torch.float64)
+    variance = epsilon / (curvature + (epsilon / sigma**2 if views else 0))
+    ratios = []
+    for frame in (spectrum, None):
+        step = replace(settings, step_size=0.5 if frame else 0.5 / float(curvature.max()))
+        buffer = ReplayBuffer(step, epsilon, 0.0, sigmas, chains.clone(), frame)
+        buffer.draw(lambda x: epsilon / 4 * gradient(x), torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws())
+        x, view = buffer.chains[:, 0], buffer.chains[:, 2]
+        bands = Bands.of(x)
+        centre = bands.split(view) * variance / sigma**2 if views else 0
+        ratios.append(((bands.split(x) - centre).square().mean(0) / variance[0]).flatten())
+    right, short = ratios
+    assert (right - 1).abs().max() < 5 * (2 / count) ** 0.5
+    assert views or short.min() < 0.1

@@ -148,6 +148,11 @@ def _check_relations(config: Config) -> None:
             f"train.hold is {config.train.hold}, but there is no energy to hold to. Name a prior that the training "
             "begins with, --set train.start=NAME, or hold to none: --set train.hold=0"
         )
+    if contrast.framed and (config.train.start is None or contrast.negatives != "replay"):
+        raise ValueError(
+            "contrast.framed is for replay chains of a training that begins with a prior, whose card holds the frame: "
+            "--set train.start=NAME contrast.negatives=replay, or contrast.framed=false"
+        )
     if contrast.steps and config.kind == "denoiser":
         raise ValueError("a denoiser has no energies to contrast: --set contrast.steps=0")
     if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:

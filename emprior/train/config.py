@@ -134,6 +134,8 @@ class Contrast:
         batch_size: Negatives an iteration, over all processes.
         langevin_steps: Langevin steps an iteration: 10 to 20 for `replay`, 200 for `fresh`.
         step_size: The Langevin step.
+        framed: Whether replay chains move in the :class:`emprior.train.frame.Frame` of the prior that `train.start`
+            names, in which `V` curves by about 1: the step can then be up to 2.
         tau_star: The time up to which fresh chains from noise run at temperature 0.
         age: The most Langevin steps that replay chains run before the first iteration.
         restart: The share of replay chains restarted from data each time they are used.
@@ -155,6 +157,7 @@ class Contrast:
     batch_size: int = 128
     langevin_steps: int = 12
     step_size: float = 0.01
+    framed: bool = False
     tau_star: float = 0.9
     age: int = 0
     restart: float = 0.01

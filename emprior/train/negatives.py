@@ -2,17 +2,17 @@ r"""Samples of the model, for the contrast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from emprior._bands import Spectrum
 from emprior._rows import column
 from emprior._schedule import heat
 from emprior.train.config import Contrast
 from emprior.train.draws import Draws
-
-Gradient = Callable[[Tensor], Tensor]
+from emprior.train.frame import Frame, Gradient
 
 
 def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, random: Draws) -> Tensor:
@@ -117,21 +117,38 @@ class ReplayBuffer:
         thermal: The standard deviation of the noise of the data under that temperature, in `[-1, 1]`.
         sigma: The noise of each chain's view, in `[-1, 1]`, infinite for a chain without one, `(N,)`.
         chains: Of each chain `x`, its origin, its view and `p`, `(N, 4, C, H, W)`, changed in place.
+        spectrum: That of the frame in which the chains move; without one they move as images.
     """
 
-    def __init__(self, settings: Contrast, epsilon: float, thermal: float, sigma: Tensor, chains: Tensor) -> None:
+    def __init__(
+        self,
+        settings: Contrast,
+        epsilon: float,
+        thermal: float,
+        sigma: Tensor,
+        chains: Tensor,
+        spectrum: Spectrum | None = None,
+    ) -> None:
         self.settings, self.epsilon, self.thermal = settings, epsilon, thermal
-        self.sigma, self.chains = sigma, chains
+        self.sigma, self.chains, self.spectrum = sigma, chains, spectrum
 
     def advance(self, rows: Tensor, steps: int, gradient: Gradient, random: Draws) -> None:
         r"""Runs some chains."""
         x, _, view, p = self.chains[rows].unbind(1)
-        pull = column(self.epsilon / self.sigma[rows].square(), x)
+        pull = self.epsilon / self.sigma[rows].square()
         noise = (random.normal(x) for _ in range(steps))
-        self.chains[rows, 0], self.chains[rows, 3] = kinetic(
-            lambda z: gradient(z) + pull * (z - view),
-            x, p, noise, self.epsilon, self.settings.step_size, self.settings.momentum,
-        )  # fmt: skip
+        rates = (self.epsilon, self.settings.step_size, self.settings.momentum)
+
+        def slope(x: Tensor) -> Tensor:
+            return gradient(x) + column(pull, x) * (x - view)
+
+        if self.spectrum is None:
+            x, p = kinetic(slope, x, p, noise, *rates)
+        else:
+            frame = Frame(self.spectrum, self.epsilon, pull, x)
+            z, p = kinetic(frame.gradient(slope), frame.split(x), p, noise, *rates)
+            x = frame.join(z)
+        self.chains[rows, 0], self.chains[rows, 3] = x, p
 
     def age(self, gradient: Gradient, random: Draws) -> None:
         r"""Runs the chains before their first use, each batch of them for another share of `settings.age` steps.

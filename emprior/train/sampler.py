@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from emprior._bands import Spectrum
 from emprior.train.config import Config
 from emprior.train.distributed import World
 from emprior.train.negatives import Gradient, ReplayBuffer, fresh_negatives, start_chains, view_noise
@@ -24,10 +25,13 @@ class Sampler:
         images: The data, `(N, C, H, W)` uint8, where the training runs.
         gradient: The gradient of `V`.
         thermal: The standard deviation of the noise of the data at the density's temperature, in `[-1, 1]`.
+        spectrum: The frame of the replay chains, if they have one.
     """
 
-    def __init__(self, config: Config, images: Tensor, gradient: Gradient, thermal: float) -> None:
-        self.images, self.gradient, self.thermal = images, gradient, thermal
+    def __init__(
+        self, config: Config, images: Tensor, gradient: Gradient, thermal: float, spectrum: Spectrum | None = None
+    ) -> None:
+        self.images, self.gradient, self.thermal, self.spectrum = images, gradient, thermal, spectrum
         self.epsilon, self.world = config.density.epsilon, World.current()
         share, whole = self.world.size, config.contrast
         self.settings = replace(whole, chains=whole.chains // share, batch_size=whole.batch_size // share)
@@ -43,7 +47,7 @@ class Sampler:
         young = self.chains is None
         if self.chains is None:
             self.chains = start_chains(self.origins(), self.sigma, self.thermal, self.epsilon, random)
-        buffer = ReplayBuffer(self.settings, self.epsilon, self.thermal, self.sigma, self.chains)
+        buffer = ReplayBuffer(self.settings, self.epsilon, self.thermal, self.sigma, self.chains, self.spectrum)
         if young:
             buffer.age(self.gradient, random)
         return buffer.draw(self.gradient, batch.x1, random)

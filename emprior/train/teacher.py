@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from emprior._bands import Spectrum
 from emprior._rows import column
 from emprior.hub import Card, find_prior, load_network
 from emprior.interpolant import Interpolant
@@ -27,6 +28,22 @@ def load_start(config: Config, channels: int) -> tuple[Card, nn.Module]:
     card, network = load_network(config.train.start, config.kind)
     check_start(config, card, channels)
     return card, network
+
+
+def load_spectrum(config: Config) -> Spectrum:
+    r"""Returns the curvature by frequency that the card of `train.start` holds.
+
+    Raises:
+        ValueError: There is no such prior, or its card holds none.
+    """
+    assert config.train.start is not None
+    card = Card.read(find_prior(config.train.start))
+    if "spectrum" not in card.metrics:
+        raise ValueError(
+            f"contrast.framed takes its frame from the card of {card.name}, which holds no metrics.spectrum. "
+            "Let chains move as images: --set contrast.framed=false"
+        )
+    return Spectrum.read(card.metrics["spectrum"])
 
 
 def same_start(config: Config, began: Mapping[str, Any] | None) -> bool:

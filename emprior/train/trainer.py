@@ -29,7 +29,7 @@ from emprior.train.model import MODELS, draw
 from emprior.train.optimiser import follow, learning_rate, make_optimizer
 from emprior.train.sampler import Sampler
 from emprior.train.stream import Stream
-from emprior.train.teacher import Teacher, load_start, same_start
+from emprior.train.teacher import Teacher, load_spectrum, load_start, same_start
 
 logger = logging.getLogger("emprior")
 
@@ -78,7 +78,9 @@ class Trainer:
         self.config = replace(self.config, train=train)
         gradient = in_pieces(gradient_of(self.network, train.compile), train.accumulate)
         self.stream = Stream(self.config, self.images, self.model.coupled, path.near)
-        self.sampler = Sampler(self.config, self.images, gradient, path.thermal(self.config.density.epsilon))
+        spectrum = load_spectrum(self.config) if self.config.contrast.framed else None
+        thermal = path.thermal(self.config.density.epsilon)
+        self.sampler = Sampler(self.config, self.images, gradient, thermal, spectrum)
         self.enter(self.config.transport)
 
     def enter(self, phase: Transport | Contrast) -> None:
