@@ -16,13 +16,14 @@ import torch
 import yaml
 from PIL import Image
 
+from emprior._bands import Spectrum
 from emprior._files import sole
 from emprior.hub import Card, load_prior, verify_prior
 from emprior.interpolant import EnergyMatching
 from emprior.priors.network import NetworkPrior
-from emprior.train import Config, Trainer, export_prior, load_images, run_training
+from emprior.train import Config, Trainer, check_config, export_prior, load_images, run_training
 from emprior.train.draws import Draws
-from emprior.train.evaluate import chain, denoising_psnr, drift, energies
+from emprior.train.evaluate import chain, denoising_psnr, drift, energies, framed_chain
 from emprior.train.parse import build
 from emprior.train.stream import Batch
 from emprior.train.teacher import Teacher
@@ -180,6 +181,21 @@ def test_figures_of_a_known_energy():
     assert figures["energy"][-1] == pytest.approx(2 * 64 * variance, rel=0.1)
 
 
+def test_framed_chains_of_a_known_energy():
+    r"""With V = 2 |z|^2 the spectrum is 16 / e; a chain ends at variance e / 4 whatever its frame."""
+    prior = NetworkPrior(Quadratic(), (1, 8, 8), EnergyMatching(), epsilon=0.02)
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="no spectrum"):
+        framed_chain(prior, images)
+    prior.spectrum = Spectrum((0.0, 1.0), ((400.0, 3200.0),))
+    figures = framed_chain(prior, images, steps=40)
+    assert figures["step"] == [0, 10, 30, 40]
+    assert figures["pixel_std"][0] > 0.28
+    variance = 0.02 / 4
+    assert figures["pixel_std"][-1] == pytest.approx(variance**0.5 / 2, rel=0.05)
+    assert figures["energy"][-1] == pytest.approx(2 * 64 * variance, rel=0.1)
+
+
 def test_denoising_of_a_known_energy():
     r"""At sigma = 0.1, s = 1/6 and k = 5/6: the estimate of V = 2 |z|^2 is g z, with g = k (1 - 4 s) = 5/18."""
     prior = NetworkPrior(Quadratic(), (1, 32, 32), EnergyMatching(), epsilon=0.02)
@@ -288,6 +304,28 @@ def test_start_from_a_prior(tmp_path):
         "images_seen": 320,
     }
     assert training["settings"]["train"]["start"] == "prior"
+
+
+def test_chains_move_in_the_frame_of_the_start(tmp_path):
+    first = run_training(settings(tmp_path), tmp_path / "first")["prior"]
+    framed = {"steps": 6, "chains": 16, "batch_size": 8, "langevin_steps": 3, "age": 4, "framed": True}
+    config = settings(tmp_path, train={"start": first}, transport={"steps": 0}, contrast=framed)
+    through = run_training(config, tmp_path / "through")["prior"]
+    assert not run_training(config, tmp_path / "halves", seconds=1e-9)["finished"]
+    halves = run_training(config, tmp_path / "halves")["prior"]
+    plain = replace(config, contrast=replace(config.contrast, framed=False))
+    other = run_training(plain, tmp_path / "plain")["prior"]
+    hashes = [Card.read(Path(folder)).sha256 for folder in (through, halves, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+    with pytest.raises(ValueError, match=r"contrast\.framed is for replay chains.*train\.start=NAME"):
+        check_config(replace(config, train=replace(config.train, start=None)))
+    with pytest.raises(ValueError, match=r"contrast\.negatives=replay"):
+        check_config(replace(config, contrast=replace(config.contrast, negatives="fresh")))
+    card = Path(first) / "card.yaml"
+    card.write_text(card.read_text().replace("spectrum:", "other:"))
+    with pytest.raises(ValueError, match=r"card of tiny, which holds no metrics\.spectrum.*framed=false"):
+        run_training(config, tmp_path / "bare")
 
 
 def test_a_start_with_another_network_is_refused(tmp_path):

@@ -2,6 +2,7 @@ r"""Figures of a prior on held-out images, for its card."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from emprior.denoiser import NetworkDenoiser
 from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
 from emprior.train.distributed import place
+from emprior.train.frame import Frame, Gradient
 from emprior.train.negatives import kinetic
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
@@ -54,18 +56,54 @@ def chain(prior: NetworkPrior, images: Tensor, steps: int = 1000, step_size: flo
         `V`, and the spread of `V` over images.
     """
     z = 2 * images - 1
-    noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
     h = step_size / prior.interpolant.stiffness or 0.01
+    marks = sorted({0, min(100, steps // 2), steps})
+    return _follow(prior, prior.potential_gradient, z, lambda x: x, marks, h, momentum=0.0)
+
+
+def framed_chain(
+    prior: NetworkPrior, images: Tensor, steps: int = 100, step_size: float = 0.12, momentum: float = 0.85
+) -> dict[str, Any]:
+    r"""Runs chains that go far, from clean images under thermal noise, and follows their statistics.
+
+    They move in the :class:`emprior.train.frame.Frame` of the prior's own spectrum, in which soft directions are
+    crossed as soon as stiff ones. If the law of the prior is that of the data, nothing changes.
+
+    Arguments:
+        prior: The prior; its card holds a spectrum.
+        images: Clean images in `[0, 1]`, `(B, C, H, W)`.
+        steps: The steps, see :func:`emprior.train.negatives.kinetic`.
+        step_size: The step, below 2.
+        momentum: The share of the momenta that is kept at each step.
+
+    Returns:
+        At steps 0, 10, 30, 100 and so on up to `steps`: as :func:`chain`.
+
+    Raises:
+        ValueError: The prior has no spectrum.
+    """
+    if prior.spectrum is None:
+        raise ValueError("the prior has no spectrum to make a frame of: export it anew, so that its card holds one")
+    z = 2 * _thermal(prior, images, seed=0) - 1
+    frame = Frame(prior.spectrum, prior.epsilon, z.new_zeros(len(z)), z)
+    marks = sorted({0, steps, *(m for k in range(1, 7) for m in (10**k, 3 * 10**k) if m < steps)})
+    gradient = frame.gradient(prior.potential_gradient)
+    return _follow(prior, gradient, frame.split(z), frame.join, marks, step_size, momentum)
+
+
+def _follow(
+    prior: NetworkPrior, gradient: Gradient, z: Tensor, image: Gradient, marks: list[int], h: float, momentum: float
+) -> dict[str, Any]:
+    noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
     p = math.sqrt(prior.epsilon) * noise.normal(*z.shape[1:])
     out: dict[str, list[float]] = {"step": [], "pixel_std": [], "energy": [], "spread": []}
-    done = 0
-    for step in sorted({0, min(100, steps // 2), steps}):
+    for done, step in itertools.pairwise([0, *marks]):
         draws = (noise.normal(*z.shape[1:]) for _ in range(step - done))
-        z, p = kinetic(prior.potential_gradient, z, p, draws, prior.epsilon, h, momentum=0.0)
-        done = step
+        z, p = kinetic(gradient, z, p, draws, prior.epsilon, h, momentum) if step else (z, p)
+        x = image(z)
         with torch.no_grad():
-            v = torch.cat([prior.potential(part) for part in z.split(256)])
-        figures = (step, float(z.std()) / 2, float(v.mean()), float(v.std(correction=0)))
+            v = torch.cat([prior.potential(part) for part in x.split(256)])
+        figures = (step, float(x.std()) / 2, float(v.mean()), float(v.std(correction=0)))
         for key, value in zip(out, figures, strict=True):
             out[key].append(round(value, 4))
     return out
