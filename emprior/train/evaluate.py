@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from emprior._bands import Spectrum
 from emprior._noise import Noise, generator
 from emprior._rows import dot
-from emprior._types import PerImage
+from emprior._types import Image, PerImage
 from emprior.denoiser import NetworkDenoiser
 from emprior.metrics import psnr
 from emprior.priors.network import NetworkPrior
@@ -92,7 +93,13 @@ def framed_chain(
 
 
 def _follow(
-    prior: NetworkPrior, gradient: Gradient, z: Tensor, image: Gradient, marks: list[int], h: float, momentum: float
+    prior: NetworkPrior,
+    gradient: Gradient,
+    z: Tensor,
+    image: Callable[[Image], Image],
+    marks: list[int],
+    h: float,
+    momentum: float,
 ) -> dict[str, Any]:
     noise = Noise([("chain", i) for i in range(len(z))], dtype=z.dtype)
     p = math.sqrt(prior.epsilon) * noise.normal(*z.shape[1:])
