@@ -16,9 +16,10 @@ from emprior.train.derivative import gradient_of
 from emprior.train.draws import Draws
 from emprior.train.frame import Frame
 from emprior.train.gradients import Pieces, WholeBatch, in_pieces
-from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin, view_noise
+from emprior.train.negatives import ReplayBuffer, fresh_negatives, langevin
 from emprior.train.objective import GradientMatchingLoss
 from emprior.train.pairing import optimal_pairing
+from emprior.train.views import punch, view_holes, view_noise
 
 
 def generator(seed=0):
@@ -185,7 +186,7 @@ def test_langevin_at_temperature_zero_is_descent():
 
 
 def replay(settings, chains, thermal=0.0):
-    return ReplayBuffer(settings, 0.1, thermal, view_noise(settings).to(chains), chains)
+    return ReplayBuffer(settings, 0.1, thermal, view_noise(settings).to(chains), view_holes(settings), chains)
 
 
 def rows(x):
@@ -226,7 +227,7 @@ def test_chains_age_by_shares_before_their_first_use():
     settings = Contrast(chains=6, batch_size=2, step_size=0.1, age=9)
     before = normal(6, 4, 1, 2, 2)
     before[:, 3] = 0
-    buffer = ReplayBuffer(settings, 0.0, 0.0, view_noise(settings), before.clone())
+    buffer = ReplayBuffer(settings, 0.0, 0.0, view_noise(settings), view_holes(settings), before.clone())
     buffer.age(slope(), draws())
     steps = torch.tensor([3, 3, 6, 6, 9, 9], dtype=torch.float64)[:, None, None, None]
     torch.testing.assert_close(buffer.chains[:, 0], 0.95 * 0.9 ** (steps - 1) * before[:, 0])
@@ -277,6 +278,43 @@ def test_replay_chains_follow_the_posterior_of_their_views():
     total = sigma**2 * (1 / sigma**2 / precision) ** 2 + 1 / precision
     assert abs(float(x.mean()) - 0.7 / sigma**2 / precision) < 4 * (total / count) ** 0.5
     assert abs(float(x.var()) - total) < 5 * total * (2 / count) ** 0.5
+
+
+def test_holes_are_boxes_in_a_share_of_the_views():
+    chosen = view_holes(Contrast(chains=1000, holes=0.3))
+    assert abs(int(chosen.sum()) / 1000 - 0.3) < 0.01
+    view = punch(torch.zeros(1000, 3, 32, 32), chosen, draws())
+    hole = view.isnan()
+    assert torch.equal(hole.flatten(1).any(1), chosen)
+    assert (hole == hole[:, :1]).all()
+    sides = [hole[chosen, 0].any(axis).sum(1) for axis in (1, 2)]
+    assert torch.equal(sides[0] * sides[1], hole[chosen, 0].sum((1, 2)))
+    for side in sides:
+        assert (int(side.min()), int(side.max())) in {(7, 16), (7, 17), (8, 16), (8, 17)}
+        assert abs(float(side.float().mean()) - 12) < 0.5
+    rows = hole[chosen, 0].any(2).float().mean(0)
+    assert rows.min() > 0
+    torch.testing.assert_close(rows, rows.flip(0), rtol=0, atol=0.15)
+
+
+def test_chains_fill_the_holes_of_their_views_from_the_prior():
+    r"""In a hole V = k |x|^2 / 2 at temperature e has mean 0 and variance e / k, beside it the posterior's."""
+    k, epsilon, count, sigma = 2.0, 0.1, 4000, 0.4
+    settings = Contrast(
+        chains=count, batch_size=count, langevin_steps=40, step_size=0.2, restart=1.0, views=1.0, holes=1.0,
+        noise=(0.2, 0.2),
+    )  # fmt: skip
+    buffer = replay(settings, torch.zeros(count, 4, 1, 8, 8, dtype=torch.float64))
+    buffer.draw(slope(k), torch.full((1, 1, 8, 8), 0.7, dtype=torch.float64), draws())
+    x, _, view, _ = buffer.chains.unbind(1)
+    hole = view.isnan()
+    precision = k / epsilon + sigma**-2
+    for part, mean, variance in (
+        (x[hole], 0.0, epsilon / k),
+        ((x - view / sigma**2 / precision)[~hole], 0.0, 1 / precision),
+    ):
+        assert abs(float(part.mean()) - mean) < 4 * (variance / len(part)) ** 0.5
+        assert abs(float(part.var()) - variance) < 5 * variance * (2 / len(part)) ** 0.5
 
 
 def test_a_share_of_the_chains_is_given_views_of_all_noise_levels():
@@ -351,7 +389,7 @@ def test_chains_in_a_frame_cross_a_stiff_density_sooner(views):
     ratios = []
     for frame in (spectrum, None):
         step = replace(settings, step_size=0.5 if frame else 0.5 / float(curvature.max()))
-        buffer = ReplayBuffer(step, epsilon, 0.0, sigmas, chains.clone(), frame)
+        buffer = ReplayBuffer(step, epsilon, 0.0, sigmas, view_holes(step), chains.clone(), frame)
         buffer.draw(lambda x: epsilon / 4 * gradient(x), torch.zeros(1, 1, 4, 4, dtype=torch.float64), draws())
         x, view = buffer.chains[:, 0], buffer.chains[:, 2]
         bands = Bands.of(x)

@@ -58,6 +58,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "age": COUNT,
         "restart": SHARE,
         "views": SHARE,
+        "holes": SHARE,
         "momentum": BELOW_ONE,
         "strength": COUNT,
         "trim": BELOW_ONE,

@@ -140,6 +140,7 @@ class Contrast:
         age: The most Langevin steps that replay chains run before the first iteration.
         restart: The share of replay chains restarted from data each time they are used.
         views: The share of replay chains that are given a noisy view of their origin.
+        holes: The share of the views of which a box is missing, a quarter to a half of each side long.
         momentum: The share of its momentum that a replay chain keeps at each step.
         noise: The least and the largest noise of the views, in public units.
         strength: The weight of the contrast.
@@ -162,6 +163,7 @@ class Contrast:
     age: int = 0
     restart: float = 0.01
     views: float = 0.0
+    holes: float = 0.0
     momentum: float = 0.0
     noise: tuple[float, float] = (0.04, 0.4)
     strength: float = 4e-3

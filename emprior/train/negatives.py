@@ -13,6 +13,7 @@ from emprior._schedule import heat
 from emprior.train.config import Contrast
 from emprior.train.draws import Draws
 from emprior.train.frame import Frame, Gradient
+from emprior.train.views import punch
 
 
 def langevin(gradient: Gradient, x: Tensor, epsilon: Tensor, step_size: float, random: Draws) -> Tensor:
@@ -72,23 +73,15 @@ def kinetic(
     return x, p
 
 
-def view_noise(settings: Contrast) -> Tensor:
-    r"""Returns the noise of each chain's view, in `[-1, 1]`, `(chains,)`.
+def start_chains(images: Tensor, sigma: Tensor, holes: Tensor, thermal: float, epsilon: float, random: Draws) -> Tensor:
+    r"""Returns chains under thermal noise at their origins, images `(N, C, H, W)`.
 
-    A share `views` of the chains has one, of levels spread evenly in the logarithm over `noise`; for the rest it is
-    infinite.
+    Their views have noise `sigma`, `(N,)`, and are NaN inside a box where `holes`, `(N,)`, says so.
     """
-    index = torch.arange(settings.chains, dtype=torch.float64)
-    low, high = settings.noise
-    sigma = 2 * low * (high / low) ** (0.6180339887498949 * index % 1)
-    return torch.where(0.7548776662466927 * index % 1 < settings.views, sigma, torch.inf).float()
-
-
-def start_chains(images: Tensor, sigma: Tensor, thermal: float, epsilon: float, random: Draws) -> Tensor:
-    r"""Returns chains under thermal noise at their origins, images `(N, C, H, W)`, with views under noise `sigma`."""
     noise = random.normal(images, 3)
-    level = column(torch.where(sigma.isfinite(), sigma, 0), images)
-    return torch.stack([images + thermal * noise[0], images, images + level * noise[1], epsilon**0.5 * noise[2]], dim=1)
+    view = images + column(torch.where(sigma.isfinite(), sigma, 0), images) * noise[1]
+    view = punch(view, holes, random)
+    return torch.stack([images + thermal * noise[0], images, view, epsilon**0.5 * noise[2]], dim=1)
 
 
 class ReplayBuffer:
@@ -101,7 +94,8 @@ class ReplayBuffer:
 
     .. math:: p(x \mid y) \propto \exp\left(-\frac{V(x)}{\epsilon} - \frac{\|x - y\|^2}{2 \sigma^2}\right),
 
-    of which its origin is a draw if the density is right: a contrast where posteriors are sampled. The chains have
+    of which its origin is a draw if the density is right: a contrast where posteriors are sampled. Pixels inside a hole
+    of the view are left out of the norm. The chains have
     momenta `p`, of which they keep a share `c` at each step, so that they cross a wide flat density rather than
     diffuse in it, and take the steps of :func:`kinetic`.
 
@@ -116,6 +110,7 @@ class ReplayBuffer:
         epsilon: The temperature of the chains.
         thermal: The standard deviation of the noise of the data under that temperature, in `[-1, 1]`.
         sigma: The noise of each chain's view, in `[-1, 1]`, infinite for a chain without one, `(N,)`.
+        holes: Whether each chain's view has a hole, `(N,)`.
         chains: Of each chain `x`, its origin, its view and `p`, `(N, 4, C, H, W)`, changed in place.
         spectrum: That of the frame in which the chains move; without one they move as images.
     """
@@ -126,11 +121,12 @@ class ReplayBuffer:
         epsilon: float,
         thermal: float,
         sigma: Tensor,
+        holes: Tensor,
         chains: Tensor,
         spectrum: Spectrum | None = None,
     ) -> None:
         self.settings, self.epsilon, self.thermal = settings, epsilon, thermal
-        self.sigma, self.chains, self.spectrum = sigma, chains, spectrum
+        self.sigma, self.holes, self.chains, self.spectrum = sigma, holes, chains, spectrum
 
     def advance(self, rows: Tensor, steps: int, gradient: Gradient, random: Draws) -> None:
         r"""Runs some chains."""
@@ -140,7 +136,7 @@ class ReplayBuffer:
         rates = (self.epsilon, self.settings.step_size, self.settings.momentum)
 
         def slope(x: Tensor) -> Tensor:
-            return gradient(x) + column(pull, x) * (x - view)
+            return gradient(x) + column(pull, x) * torch.where(view.isnan(), 0, x - view)
 
         if self.spectrum is None:
             x, p = kinetic(slope, x, p, noise, *rates)
@@ -171,7 +167,7 @@ class ReplayBuffer:
         rows = random.subset(len(self.chains), c.batch_size)
         restarts = random.uniform(len(rows)) < c.restart
         donors = data[random.choice(len(data), len(rows))]
-        fresh = start_chains(donors, self.sigma[rows], self.thermal, self.epsilon, random)
+        fresh = start_chains(donors, self.sigma[rows], self.holes[rows], self.thermal, self.epsilon, random)
         self.chains[rows] = torch.where(column(restarts, fresh), fresh, self.chains[rows])
         self.advance(rows, c.langevin_steps, gradient, random)
         x, origin = self.chains[rows, 0], self.chains[rows, 1]

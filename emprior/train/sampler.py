@@ -10,8 +10,9 @@ from torch import Tensor
 from emprior._bands import Spectrum
 from emprior.train.config import Config
 from emprior.train.distributed import World
-from emprior.train.negatives import Gradient, ReplayBuffer, fresh_negatives, start_chains, view_noise
+from emprior.train.negatives import Gradient, ReplayBuffer, fresh_negatives, start_chains
 from emprior.train.stream import Batch
+from emprior.train.views import view_holes, view_noise
 
 
 class Sampler:
@@ -35,7 +36,7 @@ class Sampler:
         self.epsilon, self.world = config.density.epsilon, World.current()
         share, whole = self.world.size, config.contrast
         self.settings = replace(whole, chains=whole.chains // share, batch_size=whole.batch_size // share)
-        self.sigma = self.world.deal(view_noise(whole)).to(images.device)
+        self.sigma, self.holes = (self.world.deal(of(whole)).to(images.device) for of in (view_noise, view_holes))
         self.chains: Tensor | None = None
 
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -46,8 +47,10 @@ class Sampler:
             return positives, fresh_negatives(self.settings, self.epsilon, self.gradient, positives, random)
         young = self.chains is None
         if self.chains is None:
-            self.chains = start_chains(self.origins(), self.sigma, self.thermal, self.epsilon, random)
-        buffer = ReplayBuffer(self.settings, self.epsilon, self.thermal, self.sigma, self.chains, self.spectrum)
+            self.chains = start_chains(self.origins(), self.sigma, self.holes, self.thermal, self.epsilon, random)
+        buffer = ReplayBuffer(
+            self.settings, self.epsilon, self.thermal, self.sigma, self.holes, self.chains, self.spectrum
+        )
         if young:
             buffer.age(self.gradient, random)
         return buffer.draw(self.gradient, batch.x1, random)
