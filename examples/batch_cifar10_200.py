@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of MAP; the prior's default unless given")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--engine", choices=["local", "dask"], default="local")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bare", action="store_true", help="time the bare solver too")
     parser.add_argument("--out", type=Path, default=Path("restored"))
     args = parser.parse_args()

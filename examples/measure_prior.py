@@ -1,4 +1,4 @@
-r"""Measures whether a prior is stationary on data, and what its gradients and its contrast cost.
+r"""Measures whether a prior is stationary on data, and with `--costs` what its gradients and its contrast cost.
 
 Langevin without bias by its step (`emprior.train.negatives.kinetic`)
 is run from clean images for 1,000 steps, each a sixth of the inverse curvature of `V` at the data. Between steps 100
@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--costs", action="store_true", help="time gradients and contrastive iterations too")
+    parser.add_argument("--out", default="out/measure", help="the folder of the trainings that are timed")
     parser.add_argument("--framed", type=int, default=100, help="steps of chains in the prior's frame")
     args = parser.parse_args()
     images = load_images(args.test)[: args.images]
@@ -99,10 +101,12 @@ def main() -> None:
     print(f"tilt of the energy along brightness: {tilt(prior, x[:64]):.1f} nats over 0.2")
     stationarity(prior, x, args.steps)
     wandering(prior, x[:64], args.framed)
+    if not args.costs:
+        return
     cost(prior, x)
     card = emprior.hub.Card.read(emprior.hub.find_prior(args.prior))
     arguments = {key: value for key, value in card.arguments.items() if key != "channels"}
-    contrast_cost(images, Net(card.architecture, arguments), "out/measure")
+    contrast_cost(images, Net(card.architecture, arguments), args.out)
 
 
 if __name__ == "__main__":

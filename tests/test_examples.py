@@ -165,3 +165,32 @@ def test_dask(run, tmp_path):
     assert "in this run" not in again
     assert decibels(first, "mean PSNR") == decibels(again, "mean PSNR") > 21
     assert (tmp_path / "restored/report/index.html").stat().st_size > 1000
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    r"""Six images as data sets hold them, drawn from the mixture."""
+    path = tmp_path_factory.mktemp("photographs") / "x.npy"
+    x = emprior.load_prior("cifar10-mixture").sample(6, seed=3).clamp(0, 1)
+    np.save(path, (255 * x).round().byte().permute(0, 2, 3, 1).numpy())
+    return path
+
+
+def test_a_prior_is_measured(run, photographs):
+    out = run("measure_prior.py", "--test", photographs, "--images", 2, "--steps", 4, "--framed", 4)
+    levels = [float(found) for found in re.findall(r"([\d.]+) dB at", out)]
+    assert len(levels) == 5
+    assert levels == sorted(levels, reverse=True)
+    assert re.search(r"tilt of the energy along brightness: \d+\.\d nats", out)
+    assert "chain in the frame, step 0: pixel std +0.0 %, energy +0.00 spreads" in out
+    assert "chain in the frame, step 4:" in out
+
+
+def test_a_batch_is_restored_beside_the_bare_solver(run, photographs):
+    words = ("--test", photographs, "--images", 6, "--batch", 3, "--prior", "cifar10-mixture", "--steps", 12, "--bare")
+    out = run("batch_cifar10_200.py", *words, "--workers", 1)
+    assert "6 of 6 items done; 6 in this run" in out
+    assert decibels(out, "mean PSNR") > 21
+    assert re.search(r"bare solver [\d.]+ items/s, batch [\d.]+ of that", out)
+    again = run("batch_cifar10_200.py", *words[:-1], "--workers", 1)
+    assert "6 of 6 items done\n" in again
