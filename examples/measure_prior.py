@@ -4,7 +4,7 @@ Langevin without bias by its step (`emprior.train.negatives.kinetic`)
 is run from clean images for 1,000 steps, each a sixth of the inverse curvature of `V` at the data. Between steps 100
 and 1,000 a stationary prior keeps the standard deviation of the pixels within 5 % and the mean energy within half of
 the spread of the data's energies; at clean images the flow at temperature 0 moves outward at a rate below 0.05. Chains
-in the frame of the prior's curvature (`emprior.train.frame`) go as far in 60 steps as those in 10,000.
+in the frame of the prior's curvature (`emprior.train.frame`) go as far in 100 steps as those in 10,000.
 
     python examples/measure_prior.py --test cifar10_test.npy --prior cifar10
 """

@@ -185,7 +185,7 @@ def test_framed_chains_of_a_known_energy():
     r"""With V = 2 |z|^2 the spectrum is 16 / e; a chain ends at variance e / 4 whatever its frame."""
     prior = NetworkPrior(Quadratic(), (1, 8, 8), EnergyMatching(), epsilon=0.02)
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="no spectrum"):
+    with pytest.raises(ValueError, match=r"no spectrum.*emprior evaluate prior"):
         framed_chain(prior, images)
     prior.spectrum = Spectrum((0.0, 1.0), ((400.0, 3200.0),))
     figures = framed_chain(prior, images, steps=40)
@@ -320,11 +320,13 @@ def test_chains_move_in_the_frame_of_the_start(tmp_path):
 
     with pytest.raises(ValueError, match=r"contrast\.framed is for replay chains.*train\.start=NAME"):
         check_config(replace(config, train=replace(config.train, start=None)))
+    with pytest.raises(ValueError, match=r"contrast\.holes is 0\.5, but no chain has a view.*contrast\.views=0\.5"):
+        check_config(replace(config, contrast=replace(config.contrast, holes=0.5)))
     with pytest.raises(ValueError, match=r"contrast\.negatives=replay"):
         check_config(replace(config, contrast=replace(config.contrast, negatives="fresh")))
     card = Path(first) / "card.yaml"
     card.write_text(card.read_text().replace("spectrum:", "other:"))
-    with pytest.raises(ValueError, match=r"card of tiny, which holds no metrics\.spectrum.*framed=false"):
+    with pytest.raises(ValueError, match=r"card of tiny, which holds no metrics\.spectrum.*--write.*framed=false"):
         run_training(config, tmp_path / "bare")
 
 

@@ -154,6 +154,11 @@ def _check_relations(config: Config) -> None:
             "contrast.framed is for replay chains of a training that begins with a prior, whose card holds the frame: "
             "--set train.start=NAME contrast.negatives=replay, or contrast.framed=false"
         )
+    if contrast.holes and not contrast.views:
+        raise ValueError(
+            f"contrast.holes is {contrast.holes}, but no chain has a view that they could be in: "
+            "--set contrast.views=0.5, or contrast.holes=0"
+        )
     if contrast.steps and config.kind == "denoiser":
         raise ValueError("a denoiser has no energies to contrast: --set contrast.steps=0")
     if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:

@@ -84,7 +84,10 @@ def framed_chain(
         ValueError: The prior has no spectrum.
     """
     if prior.spectrum is None:
-        raise ValueError("the prior has no spectrum to make a frame of: export it anew, so that its card holds one")
+        raise ValueError(
+            "the prior has no spectrum to make a frame of. Have it put on its card: "
+            "emprior evaluate prior --prior NAME --images PATH --write"
+        )
     z = 2 * _thermal(prior, images, seed=0) - 1
     frame = Frame(prior.spectrum, prior.epsilon, z.new_zeros(len(z)), z)
     marks = sorted({0, steps, *(m for k in range(1, 7) for m in (10**k, 3 * 10**k) if m < steps)})

@@ -95,9 +95,8 @@ class ReplayBuffer:
     .. math:: p(x \mid y) \propto \exp\left(-\frac{V(x)}{\epsilon} - \frac{\|x - y\|^2}{2 \sigma^2}\right),
 
     of which its origin is a draw if the density is right: a contrast where posteriors are sampled. Pixels inside a hole
-    of the view are left out of the norm. The chains have
-    momenta `p`, of which they keep a share `c` at each step, so that they cross a wide flat density rather than
-    diffuse in it, and take the steps of :func:`kinetic`.
+    of the view are left out of the norm. The chains have momenta `p`, of which they keep a share `c` at each step, so
+    that they cross a wide flat density rather than diffuse in it, and take the steps of :func:`kinetic`.
 
     References:
         | Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient

@@ -2,59 +2,12 @@ r"""What keeps a training that goes on from a prior from losing what that prior 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from torch import nn
-
-from emprior._bands import Spectrum
 from emprior._rows import column
-from emprior.hub import Card, find_prior, load_network
 from emprior.interpolant import Interpolant
-from emprior.train.check import check_start
-from emprior.train.config import Config
 from emprior.train.negatives import Gradient
 from emprior.train.stream import Batch
-
-
-def load_start(config: Config, channels: int) -> tuple[Card, nn.Module]:
-    r"""Loads the card and the network of `train.start`, for images of that many channels.
-
-    Raises:
-        ValueError: There is no such prior, its network is another, or it is to be held to and its density is another.
-    """
-    assert config.train.start is not None
-    card, network = load_network(config.train.start, config.kind)
-    check_start(config, card, channels)
-    return card, network
-
-
-def load_spectrum(config: Config) -> Spectrum:
-    r"""Returns the curvature by frequency that the card of `train.start` holds.
-
-    Raises:
-        ValueError: There is no such prior, or its card holds none.
-    """
-    assert config.train.start is not None
-    card = Card.read(find_prior(config.train.start))
-    if "spectrum" not in card.metrics:
-        raise ValueError(
-            f"contrast.framed takes its frame from the card of {card.name}, which holds no metrics.spectrum. "
-            "Let chains move as images: --set contrast.framed=false"
-        )
-    return Spectrum.read(card.metrics["spectrum"])
-
-
-def same_start(config: Config, began: Mapping[str, Any] | None) -> bool:
-    r"""Whether a training that `began` with a prior, or with none, is one that the settings describe.
-
-    Without `train.start` any is: the weights are in the checkpoint.
-    """
-    if config.train.start is None:
-        return True
-    card = Card.read(find_prior(config.train.start, [config.kind]))
-    return began is not None and began["sha256"] == card.sha256
 
 
 class Teacher:

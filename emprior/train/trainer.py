@@ -28,8 +28,9 @@ from emprior.train.log import Log
 from emprior.train.model import MODELS, draw
 from emprior.train.optimiser import follow, learning_rate, make_optimizer
 from emprior.train.sampler import Sampler
+from emprior.train.start import load_spectrum, load_start, same_start
 from emprior.train.stream import Stream
-from emprior.train.teacher import Teacher, load_spectrum, load_start, same_start
+from emprior.train.teacher import Teacher
 
 logger = logging.getLogger("emprior")
 
