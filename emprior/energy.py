@@ -136,6 +136,9 @@ class Prior(Energy):
     spectrum: Spectrum | None = None
     """The mean curvature of `E` at each frequency and colour, where it is known; chains move in a metric made of it."""
 
+    beta: PerImage | None = None
+    """The inverse temperature of each row, by which curvatures are to be multiplied, of replicas in one batch."""
+
     noise_limit: float = math.inf
     """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""
 
@@ -152,6 +155,14 @@ class Prior(Energy):
     def accepts(self, shape: tuple[int, ...]) -> bool:
         r"""Whether the energy is defined for images of `shape`."""
         return tuple(shape) == self.shape
+
+    def soften(self, beta: PerImage) -> Prior | None:
+        r"""Returns the prior :math:`E_\beta` of replicas at inverse temperatures `beta`, one for each row.
+
+        None stands for :math:`\beta E`, which lowers barriers. A prior whose modes are narrow rather than far apart
+        knows a better way down; it has :math:`E_1 = E` and curvatures of about :math:`\beta` times those of `E`.
+        """
+        return None
 
     @abstractmethod
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:

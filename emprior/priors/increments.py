@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,6 +53,13 @@ class Increments(ABC):
     def energy_and_slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns :meth:`energy` and :meth:`slope`, which may have work in common."""
         return self.energy(u), self.slope(u)
+
+    def soften(self, beta: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        r"""Returns :meth:`energy_and_slope` at inverse temperatures, with which increments are broadcast.
+
+        See :meth:`emprior.energy.Prior.soften`; none for the law to the power of `beta`.
+        """
+        return None
 
     @abstractmethod
     def mix(self, noise: Noise, n: int) -> Tensor:
@@ -191,7 +200,8 @@ class BernoulliLaplace(Increments):
               + e^{u / b}\, \Phi\!\left(-\frac{u}{s} - \frac{s}{b}\right)\right].
 
     The derivatives of the two :math:`\Phi` cancel, so that :math:`-(\log p)'` is the mean of :math:`u / s^2`,
-    :math:`1 / b` and :math:`-1 / b`, weighted as the three terms are.
+    :math:`1 / b` and :math:`-1 / b`, weighted as the three terms are. At an inverse temperature :math:`\beta` it has as
+    many jumps, and the width :math:`s / \sqrt{\beta}`.
 
     Arguments:
         scale: The scale `b` of jumps.
@@ -219,15 +229,16 @@ class BernoulliLaplace(Increments):
         return (1 - self.share) / self.width**2
 
     def energy(self, u: Tensor) -> Tensor:
-        return -self._terms(u).logsumexp(0)
+        return self.energy_and_slope(u)[0]
 
     def slope(self, u: Tensor) -> Tensor:
         return self.energy_and_slope(u)[1]
 
     def energy_and_slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        terms = self._terms(u)
-        spike, rising, falling = terms.softmax(0)
-        return -terms.logsumexp(0), spike * u / self.width**2 + (rising - falling) / self.scale
+        return self._widened(u, u.new_tensor(self.width))
+
+    def soften(self, beta: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return partial(self._widened, width=self.width * beta.rsqrt())
 
     def mix(self, noise: Noise, n: int) -> Tensor:
         return Laplace(self.scale).mix(noise, n)
@@ -235,9 +246,21 @@ class BernoulliLaplace(Increments):
     def remix(self, slab: Tensor, noise: Noise) -> Tensor:
         return Laplace(self.scale).remix(slab, noise)
 
-    def _terms(self, u: Tensor) -> Tensor:
-        b, s = self.scale, self.width
-        spike = math.log(1 - self.share) - Gaussian(s).energy(u)
-        slab = math.log(self.share / (2 * b)) + (s / b) ** 2 / 2
-        sides = [slab - z / b + torch.special.log_ndtr(z / s - s / b) for z in (u, -u)]
-        return torch.stack([spike, *sides])
+    def _widened(self, u: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Returns the energy and the slope at a width, by
+
+        .. math:: e^{|u| / b}\, p(u) = e^{r v - v^2 / 2} \left( \frac{1 - p}{s \sqrt{2 \pi}} + \frac{p}{4 b}\,
+                  \mathrm{erfcx} \frac{v + r}{\sqrt{2}} \right) + \frac{p}{4 b}\, e^{r^2 / 2}\,
+                  \mathrm{erfc} \frac{r - v}{\sqrt{2}}, \qquad v = \frac{|u|}{s}, \quad r = \frac{s}{b},
+
+        of which nothing overflows for widths up to ten times the scale. The first exponential is kept from numbers so
+        small that they are slow.
+        """
+        v, r, slab = u.abs() / width, width / self.scale, self.share / (4 * self.scale)
+        near = (r * v - v.square() / 2).clamp(min=math.log(torch.finfo(u.dtype).tiny) / 2).exp()
+        flat = near * ((1 - self.share) * math.exp(-LOG_2PI / 2) / width)
+        falling = near * slab * torch.special.erfcx((v + r) / 2**0.5)
+        rising = slab * (r.square() / 2).exp() * torch.special.erfc((r - v) / 2**0.5)
+        whole = flat + falling + rising
+        slope = (flat * v / width + (rising - falling) / self.scale) / whole
+        return u.abs() / self.scale - whole.log(), u.sign() * slope

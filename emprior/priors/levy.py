@@ -2,9 +2,14 @@ r"""Signals with independent increments, the discretised Lévy processes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
+from emprior._bands import Bands, Spectrum
 from emprior._check import check_positive
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
@@ -20,7 +25,8 @@ class LevyPrior(Prior):
 
     in nats and with every constant, so that :math:`\exp(-E)` integrates to one. Denoising is Wiener's filter of a
     Gaussian of the law's `variance`, :math:`(I + \sigma^2 D^\top D / v)^{-1} x` with `D` the differences: exact for
-    Gaussian increments, and the best linear estimate for others that have a variance.
+    Gaussian increments, and the best linear estimate for others that have a variance. A law that softens itself for
+    replicas does so for the signal.
 
     References:
         | An Introduction to Sparse Stochastic Processes (Unser and Tafti, 2014)
@@ -51,6 +57,9 @@ class LevyPrior(Prior):
         self.law = law
         self.curvature = 4 * law.curvature
         self.time_unit = 20 / self.curvature
+        bands = Bands.of(torch.zeros(1, *self.shape, dtype=torch.float64))
+        bend = 4 * (math.pi / 2 * bands.frequency).sin().square() + 1 / length
+        self.spectrum = Spectrum(tuple(bands.frequency.tolist()), (tuple((law.curvature * bend).tolist()),))
         eye = torch.eye(length, dtype=torch.float64)
         difference = torch.diff(eye, prepend=torch.zeros_like(eye[:, :1]))
         frequencies, basis = torch.linalg.eigh(difference @ difference.mT)
@@ -60,11 +69,14 @@ class LevyPrior(Prior):
         self.typical = length * float(energy.mean()), length**0.5 * float(energy.std())
 
     def forward(self, x: Image) -> PerImage:
-        return self.law.energy(self._increments(x)).flatten(1).sum(1)
+        return self.law.energy(self.increments(x)).flatten(1).sum(1)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
-        energy, slope = self.law.energy_and_slope(self._increments(x.detach()))
-        return energy.flatten(1).sum(1), -torch.diff(slope, append=torch.zeros_like(slope[..., :1]))
+        return _summed(*self.law.energy_and_slope(self.increments(x.detach())))
+
+    def soften(self, beta: PerImage) -> Prior | None:
+        softened = self.law.soften(beta.reshape(-1, 1, 1, 1))
+        return None if softened is None else _Softened(self, softened)
 
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
         ratio = as_variance(sigma, x) / self.law.variance
@@ -79,7 +91,37 @@ class LevyPrior(Prior):
     def sample(self, n: int, *, seed: int = 0) -> Image:
         return self.start(Noise([(seed, "sample", i) for i in range(n)], self.basis.device, self.basis.dtype))
 
-    def _increments(self, x: Image) -> Tensor:
+    def increments(self, x: Image) -> Tensor:
+        r"""Returns the increments of signals, `(B, 1, 1, n)`."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected signals (B, {str(self.shape)[1:]}. Reshape it.")
         return torch.diff(x, prepend=torch.zeros_like(x[..., :1]))
+
+
+class _Softened(Prior):
+    r"""The energies of signals under a law for each row; replicas ask it for no more.
+
+    Arguments:
+        prior: The prior.
+        law: The energy and the slope of increments.
+    """
+
+    def __init__(self, prior: LevyPrior, law: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__(prior.shape)
+        self.prior, self.law = prior, law
+
+    def forward(self, x: Image) -> PerImage:
+        return self.law(self.prior.increments(x))[0].flatten(1).sum(1)
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        return _summed(*self.law(self.prior.increments(x.detach())))
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("a softened prior has an energy, but no denoiser and no draws. Ask the prior itself.")
+
+    denoise = start = sample = _refuse
+
+
+def _summed(energy: Tensor, slope: Tensor) -> tuple[PerImage, Image]:
+    r"""Returns the energies of signals and their gradients, from those of increments."""
+    return energy.flatten(1).sum(1), -torch.diff(slope, append=torch.zeros_like(slope[..., :1]))

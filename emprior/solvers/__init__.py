@@ -66,6 +66,7 @@ class Settings:
         leaps: The mean number of gradients of a Hamiltonian trajectory.
         warmup: The most iterations of burn-in of Hamiltonian chains, whose metric is known; never more than a quarter.
         rungs: The replicas of parallel tempering.
+        last: The inverse temperature of the last of them.
         rhat: The largest R-hat at which chains may stop.
         ess: The least effective sample size at which chains may stop.
         fresh: Whether the method makes its own start, rather than begin where the rows are.
@@ -80,6 +81,7 @@ class Settings:
     leaps: int = 3
     warmup: int = 100
     rungs: int = 8
+    last: float = 1 / 8
     rhat: float = 1.05
     ess: float = math.inf
     fresh: bool = True
@@ -151,7 +153,7 @@ def _skrock(s: Settings) -> list[Stage]:
 
 def _tempering(s: Settings) -> list[Stage]:
     burn_in = s.steps // 4
-    tempering = Tempering(HMC(leaps=s.leaps, adapt=burn_in), geometric(s.rungs), adapt=burn_in)
+    tempering = Tempering(HMC(leaps=s.leaps, adapt=burn_in), geometric(s.rungs, s.last), adapt=burn_in)
     return [*_annealing(s), Stage(tempering, s.steps, burn_in)]
 
 

@@ -116,12 +116,12 @@ class SpectralMetric(Metric):
 
     The prior's curvature differs by three orders of magnitude between the mean of an image and its finest details;
     a metric that knows it makes a posterior about as stiff where the data see nothing as where they see all. One
-    matrix serves all rows, and its inverse is made once.
+    matrix serves all rows, or one each replica, and its inverse is made once.
 
     Arguments:
-        prior: The metric of the prior, of one row.
+        prior: The metric of the prior, of one row, or of one for each of `R` images or replicas.
         fidelity: The data term.
-        inverse: The matrix :math:`P^{-1}`, `(d, d)`.
+        inverse: The matrix :math:`P^{-1}`, `(d, d)`, or matrices, `(R, d, d)`.
     """
 
     prior: BandMetric
@@ -147,28 +147,41 @@ class SpectralMetric(Metric):
         hessian = None if prior is None else energy.fidelity.hessian(x)
         if prior is None or hessian is None:
             return None
-        eye = torch.eye(len(hessian), dtype=hessian.dtype, device=x.device)
-        own = BandMetric(Bands.of(eye.reshape(-1, *x.shape[1:])), prior.curvature.double())
-        matrix = hessian + own.apply(eye.reshape(-1, *x.shape[1:])).flatten(1)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky((matrix + matrix.mT) / 2))
-        return SpectralMetric(prior, energy.fidelity, ((inverse + inverse.mT) / 2).to(x))
+        rows = prior.curvature[: energy.fidelity.images]
+        if len(rows) * len(hessian) ** 2 > LARGEST**2 or bool((rows == rows[:1]).all()):
+            rows = rows.amax(0, keepdim=True)
+        eye = torch.eye(len(hessian), dtype=hessian.dtype, device=x.device).reshape(-1, *x.shape[1:])
+        inverses = []
+        for row in rows.double():
+            matrix = hessian + BandMetric(Bands.of(eye), row[None]).apply(eye).flatten(1)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky((matrix + matrix.mT) / 2))
+            inverses.append(((inverse + inverse.mT) / 2).to(x))
+        prior = BandMetric(prior.bands, rows.repeat(len(x) // len(rows), 1) if len(rows) > 1 else rows)
+        return SpectralMetric(prior, energy.fidelity, torch.stack(inverses) if len(rows) > 1 else inverses[0])
 
     def draw(self, noise: Noise, x: Image) -> Image:
         return self.prior.draw(noise, x) + self.fidelity.whiten(noise.normal(*self.fidelity.measured))
 
     def solve(self, v: Image) -> Image:
         rows = v.flatten(1)
+        if self.inverse.ndim > 2:
+            apart = rows.unflatten(0, (-1, len(self.inverse))).transpose(0, 1)
+            return (apart @ self.inverse).transpose(0, 1).reshape(v.shape)
         padded = torch.cat([rows, rows.new_zeros(-len(rows) % BLOCK, rows.shape[1])])
         return torch.cat([part @ self.inverse for part in padded.split(BLOCK)])[: len(rows)].reshape(v.shape)
 
 
 def spectral(energy: Energy, x: Image) -> BandMetric | None:
-    r"""Returns the metric of the prior alone, :math:`w Q^\top \mathrm{diag}(c)\, Q`, as one row; none if unknown."""
+    r"""Returns the metric of the prior alone, :math:`w Q^\top \mathrm{diag}(c)\, Q`; none if unknown.
+
+    It is of one row, or of each row where these are replicas.
+    """
     prior, weight = (energy.prior, float(energy.weight)) if isinstance(energy, Posterior) else (energy, 1.0)
     if not isinstance(prior, Prior) or prior.spectrum is None:
         return None
     bands = Bands.of(x)
-    return BandMetric(bands, weight * prior.spectrum.on(bands).to(x)[None])
+    curvature = weight * prior.spectrum.on(bands).to(x)[None]
+    return BandMetric(bands, curvature if prior.beta is None else prior.beta[:, None] * curvature)
 
 
 def metropolis(ratio: PerImage, energy: Energy, noise: Noise) -> tuple[PerImage, PerImage]:

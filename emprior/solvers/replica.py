@@ -43,33 +43,56 @@ class Known:
 
 
 class Tempered(Prior):
-    r"""The energy :math:`b E(x)`, with a factor for each row, which keeps what it evaluated last.
+    r"""The energies :math:`E_\beta(x)` of replicas, with a :math:`\beta` for each row, which keep what they evaluated
+    last.
+
+    They are those that the prior softens itself to, or else :math:`\beta E(x)`. Of the latter only `E` is asked, and
+    what is known of rows stays so when their :math:`\beta` changes.
 
     Arguments:
         prior: The prior `E`.
-        factor: The factors `b`, `(S B,)`.
+        beta: The inverse temperatures, `(S B,)`.
         known: Rows at which `E` has been evaluated, and need not be again.
     """
 
-    def __init__(self, prior: Prior, factor: PerImage, known: Known | None = None) -> None:
+    beta: PerImage
+
+    def __init__(self, prior: Prior, beta: PerImage, known: Known | None = None) -> None:
         super().__init__(prior.shape)
-        self.prior, self.factor, self.known = prior, factor, known
+        self.prior, self.beta, self.soft = prior, beta, prior.soften(beta)
         self.curvature, self.spectrum = prior.curvature, prior.spectrum
+        self.known = known if self.soft is None else None
 
     def forward(self, x: Image) -> PerImage:
-        return self.factor * self.prior(x)
+        return self.beta * self.prior(x) if self.soft is None else self.soft(x)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        known = self.knowing(x)
+        if self.soft is not None:
+            return known.value, known.gradient
+        return self.beta * known.value, column(self.beta, x) * known.gradient
+
+    def knowing(self, x: Image) -> Known:
+        r"""Returns what is known of rows `x`, the energies of :math:`\beta = 1` or the softened ones."""
         if self.known is None or not torch.equal(self.known.x, x):
-            self.known = Known(x, *self.prior.value_and_grad(x))
-        return self.factor * self.known.value, column(self.factor, x) * self.known.gradient
+            self.known = Known(x, *(self.prior if self.soft is None else self.soft).value_and_grad(x))
+        return self.known
 
     def moved(self, before: Known, x: Image) -> Known:
         r"""Returns what is known of rows `x`, each of which was kept from `before` or evaluated last."""
         last = before if self.known is None else self.known
         if bool((last.holds(x) | before.holds(x)).all()):
             return last.where(last.holds(x), before)
-        return Known(x, *self.prior.value_and_grad(x))
+        return self.knowing(x)
+
+    def own(self, known: Known) -> PerImage:
+        r"""Returns the energies of known rows."""
+        return known.value if self.soft is not None else self.beta * known.value
+
+    def other(self, known: Known, beta: PerImage) -> PerImage:
+        r"""Returns the energies of known rows at other inverse temperatures."""
+        soft = self.prior.soften(beta)
+        return beta * known.value if soft is None else soft(known.x)
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as HMC().")

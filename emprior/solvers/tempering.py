@@ -46,11 +46,12 @@ class TemperingState(State):
 class Tempering(Solver):
     r"""Parallel tempering: replicas of each row at falling inverse temperatures of the prior,
 
-    .. math:: \pi_k(x) \propto e^{-f(x) - \beta_k w E(x)}, \qquad 1 = \beta_1 > \dots > \beta_K > 0,
+    .. math:: \pi_k(x) \propto e^{-f(x) - w E_k(x)}, \qquad E_k = \beta_k E, \qquad
+              1 = \beta_1 > \dots > \beta_K > 0,
 
     each moved by `solver` and then exchanged with a neighbour, with probability
 
-    .. math:: \min\left(1, e^{(\beta_k - \beta_{k + 1})\, w\, (E(x_k) - E(x_{k + 1}))}\right),
+    .. math:: \min\left(1, e^{w (E_k(x_k) + E_{k + 1}(x_{k + 1}) - E_{k + 1}(x_k) - E_k(x_{k + 1}))}\right),
 
     the pairs of odd and of even `k` by turns, so that a row travels through the ladder rather than diffuses. Only
     replicas at :math:`\beta = 1` are reported; their law is exactly the posterior.
@@ -61,10 +62,15 @@ class Tempering(Solver):
     root of those that the data leave open. A nonlinear operator can have barriers of its own, which stay. An
     interaction is not tempered, and swaps all samples of an image together.
 
-    All replicas move in one batch, at first in the metric of :math:`\beta = 1`, each with steps of its own. A method
-    of long paths is for it: where the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to cross
-    what replica `k` crosses, where Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the step
-    that it learnt; a swap costs no gradient of the prior, which rows carry with them.
+    A prior may soften itself otherwise, by an :math:`E_k` of its own (:meth:`emprior.energy.Prior.soften`): where its
+    modes are spikes a factor takes their mass away before it widens them, and replicas meet a transition of the first
+    order; one that widens them and leaves their mass has none.
+
+    All replicas move in one batch, each with steps of its own, and in a metric of its own where the prior's spectrum
+    is known and the matrices can be held, else in that of :math:`\beta = 1`. A method of long paths is for it: where
+    the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to cross what replica `k` crosses, where
+    Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the step that it learnt; a swap costs no
+    gradient of the prior, which rows carry with them, but of one that softens itself an energy and a gradient.
 
     During burn-in the rungs are moved, for each image, until neighbours reject alike, and not more than half of the
     swaps: `K` rungs climb a barrier of :math:`\Lambda = (K - 1) / 2`. Where that does not reach to the end of
@@ -105,30 +111,33 @@ class Tempering(Solver):
 
     def init(self, energy: Energy, x: Image, noise: Noise) -> TemperingState:
         posterior, rungs = as_posterior(energy, "Tempering"), self._rungs(energy)
-        first = Known(x, *posterior.prior.value_and_grad(x))
+        first = Known(x, *posterior.prior.value_and_grad(x)).map(rungs.repeat)
         ladder = first.value.new_tensor(self.ladder)[:, None].repeat(1, len(x))
-        known, zeros = first.map(rungs.repeat), torch.zeros_like(ladder[1:])
-        replicas = self.solver.init(tempered(posterior, ladder, rungs, known), known.x, RungNoise(noise, rungs))
-        return _reported(rungs, 0, replicas, known, ladder, zeros, zeros[:, :1])
+        law, prior = tempered(posterior, ladder, rungs, first)
+        replicas, zeros = self.solver.init(law, first.x, RungNoise(noise, rungs)), torch.zeros_like(ladder[1:])
+        return _reported(rungs, 0, replicas, prior.knowing(first.x), ladder, zeros, zeros[:, :1])
 
     def step(self, energy: Energy, state: TemperingState, noise: Noise) -> tuple[State, Info]:
         posterior, rungs, count = as_posterior(energy, "Tempering"), self._rungs(energy), state.count + 1
-        streams, law = RungNoise(noise, rungs), tempered(posterior, state.ladder, rungs)
+        streams, (law, prior) = RungNoise(noise, rungs), tempered(posterior, state.ladder, rungs)
         replicas, info = self.solver.step(law, _restored(rungs, state), streams)
         if info.accepted is None:
             name = type(self.solver).__name__
             raise TypeError(f"Tempering needs a method with a Metropolis test, got {name}. Use Tempering(HMC()).")
-        assert isinstance(law.prior, Tempered)
-        known, ladder, swaps, tries = law.prior.moved(state.known, replicas.x), state.ladder, state.swaps, state.tries
+        known, ladder, swaps, tries = prior.moved(state.known, replicas.x), state.ladder, state.swaps, state.tries
         if rungs.count > 1:
-            known, probability, tried = exchange(law, rungs, known, ladder, state.count % 2, streams)
+            known, probability, tried = exchange(law, prior, rungs, known, ladder, state.count % 2, streams)
             swaps, tries = swaps + probability, tries + tried
             if count in self._renewals():
                 ladder = even(ladder, self._rejection(energy, swaps, tries), self.ladder[-1])
                 swaps, tries = torch.zeros_like(swaps), torch.zeros_like(tries)
-            replicas = resumed(self.solver, tempered(posterior, ladder, rungs, known), replicas, known.x, streams)
-        shared = (rungs.count - 1) * (state.count == 0)
-        info = replace(info, evaluations=rungs.count * info.evaluations - shared)
+            law, prior = tempered(posterior, ladder, rungs, known)
+            replicas = resumed(self.solver, law, replicas, known.x, streams)
+            known = prior.knowing(known.x)
+        asked = rungs.count * info.evaluations - (rungs.count - 1) * (state.count == 0)
+        if prior.soft is not None:
+            asked += rungs.count * (2 + (state.count == 0))
+        info = replace(info, evaluations=asked)
         told = {"reach": ladder[-1], "rungs": self._wanted(energy, ladder, swaps, tries)}
         return _reported(rungs, count, replicas, known, ladder, swaps, tries), _first(rungs, info, told)
 
@@ -150,23 +159,25 @@ class Tempering(Solver):
         return {self.adapt >> k for k in range(1, 5) if self.adapt >> k >= 8 and len(self.ladder) > 2}
 
 
-def tempered(posterior: Posterior, ladder: Tensor, rungs: Rungs, known: Known | None = None) -> Posterior:
-    r"""Returns the law of all replicas, :math:`f + \beta_k w E`, of one batch.
+def tempered(
+    posterior: Posterior, ladder: Tensor, rungs: Rungs, known: Known | None = None
+) -> tuple[Posterior, Tempered]:
+    r"""Returns the law of all replicas of one batch, :math:`f + w E_k`, and its prior.
 
-    Its `weight` and the curvatures of its prior are those at :math:`\beta = 1`, from which methods make the metric
-    that all replicas move in.
+    Its `weight` and the curvatures of its prior are those at :math:`\beta = 1`; the prior tells `beta`.
     """
     prior, fidelity = Tempered(posterior.prior, rungs.join(ladder), known), RungFidelity(posterior.fidelity, rungs)
-    return Posterior(fidelity, prior, posterior.weight, posterior.interaction)
+    return Posterior(fidelity, prior, posterior.weight, posterior.interaction), prior
 
 
 def exchange(
-    law: Posterior, rungs: Rungs, known: Known, ladder: Tensor, first: int, noise: Noise
+    law: Posterior, prior: Tempered, rungs: Rungs, known: Known, ladder: Tensor, first: int, noise: Noise
 ) -> tuple[Known, Tensor, Tensor]:
     r"""Exchanges the rows of every other pair of neighbours.
 
     Arguments:
         law: The law of all replicas.
+        prior: Its prior.
         rungs: How they lie in a batch.
         known: The rows of the batch, `(S K B, *shape)`.
         ladder: The inverse temperatures, `(K, S B)`.
@@ -177,11 +188,12 @@ def exchange(
         The rows, the probabilities of the swaps, `(K - 1, S B)`, zero for pairs whose turn it is not, and whether
         it is, `(K - 1, 1)`.
     """
-    energy = rungs.split(known.value)
     tried = (torch.arange(len(ladder) - 1, device=ladder.device)[:, None] % 2 == first).to(ladder)
-    ratio = ladder.diff(dim=0) * law.weight * energy.diff(dim=0)
+    pair = tried.bool().expand(-1, ladder.shape[1])
+    across = taken(ladder, exchanged(torch.cat([pair, torch.zeros_like(pair[:1])])))
+    gain = law.weight * rungs.split(prior.own(known) - prior.other(known, rungs.join(across)))
     closed = torch.full_like(ladder, -torch.inf)
-    closed[:-1] = torch.where(tried > 0, ratio, closed[:-1])
+    closed[:-1] = torch.where(pair, gain[:-1] + gain[1:], closed[:-1])
     probability, swapped = (rungs.split(part) for part in metropolis(rungs.join(closed), law, noise))
     order = exchanged(swapped)
     return known.map(lambda batch: rungs.join(taken(rungs.split(batch), order))), probability[:-1], tried

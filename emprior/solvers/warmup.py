@@ -118,7 +118,7 @@ def turn(warmup: Warmup, energy: Energy, x: Image, step_size: float) -> Warmup:
     if seen is None or seen.count < WINDOW:
         return warmup
     bend, reach = _pooled(seen.bend, energy), _pooled(seen.reach, energy)
-    own = prior_curvature(energy)
+    own = prior_curvature(energy) * _beta(energy)
     curvature = torch.clamp(bend / reach, seen.isotropic + FLOOR * own, seen.isotropic + CEILING * own)
     empty, step = torch.zeros_like(seen.bend), begin(step_size, x.flatten(1)[:, 0])
     return Warmup(step, BandMetric(Bands.of(x), curvature), Secants(empty, empty, 0, seen.isotropic))
@@ -138,6 +138,12 @@ def _isotropic(energy: Energy, x: Image) -> Tensor | None:
     h = dot(v, curved) / dot(v, v)
     off = (curved - column(h, v) * v).flatten(1).abs().amax(1)
     return h[:, None] if bool((off <= 1e-4 * h.clamp(min=1e-30)).all()) else None
+
+
+def _beta(energy: Energy) -> Tensor | float:
+    r"""Returns the inverse temperature of each row, `(S B, 1)`, or 1."""
+    prior = energy.prior if isinstance(energy, Posterior) else None
+    return 1.0 if prior is None or prior.beta is None else prior.beta[:, None]
 
 
 def _pooled(values: Tensor, energy: Energy) -> Tensor:
