@@ -9,7 +9,8 @@ import torch
 from emprior.priors import GaussianMixturePrior
 from emprior.result import Diagnostics, Result, Status
 from emprior.sketch import Sketch
-from emprior.verify.images import BARS, Marginal, Path, figures, images, sliced
+from emprior.verify.images import BARS, Marginal, figures, images, sliced
+from emprior.verify.path import Path
 
 SHAPE, SIZE = (1, 2, 4), 8
 

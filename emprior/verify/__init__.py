@@ -19,6 +19,7 @@ SUITES: dict[str, tuple[Callable[..., Iterator[Row]], str | None]] = {
     "gaussian": (fields.gaussian, "posterior"),
     "modes": (mixture.modes, "tempering"),
     "calibration": (calibration.calibration, None),
+    "calibration-long": (calibration.calibration_at_length, None),
     "images": (of_images, "posterior"),
     "signals": (signals.signals, "posterior"),
     "efficiency": (efficiency.efficiency, "hmc"),

@@ -3,9 +3,8 @@ r"""Whether truths look like draws: ranks over many pairs of truth and measureme
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,14 +13,21 @@ from emprior._noise import derive_seed
 from emprior._types import Image
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
-from emprior.verify import fields, mixture
-from emprior.verify.row import Case, Row
+from emprior.verify import fields, mixture, signals
+from emprior.verify import images as photographs
+from emprior.verify.row import Draw, Row
 
 PAIRS = 100
 """The pairs of truth and measurement for each image that a suite is asked for."""
 
 DRAWS, CHAINS = 64, 4
 """The most draws that a truth is ranked among, and the chains that they come from."""
+
+STATES = 128
+"""The most states of chains that are kept to choose them from."""
+
+LAWS, PROBLEMS = ("Laplace", "Student-t"), ("cifar10/inpainting", "cifar10/deblurring")
+"""The signals, and the problems of images, that have ranks too."""
 
 TESTS = ("energy", "mean", "pixels")
 ALPHA = 0.01
@@ -36,15 +42,25 @@ def calibration(method: str | None, steps: int | None, images: int, seed: int) -
     :func:`figures` and :func:`bars`.
     """
     small = (replace(case, method="hmc") for case in fields.cases(PAIRS * images, seed, sides=(8,)))
-    cases = list(chain(small, mixture.cases(PAIRS * images, seed)))
+    yield from _ranked("calibration", [*small, *mixture.cases(PAIRS * images, seed)], method, steps, seed)
+
+
+def calibration_at_length(method: str | None, steps: int | None, images: int, seed: int) -> Iterator[Row]:
+    r"""Does so on signals with heavy tails, and on images of the mixture that is fitted to photographs."""
+    pairs = PAIRS * images
+    cases = [*signals.draws(pairs, seed, LAWS), *photographs.draws(pairs, seed, PROBLEMS)]
+    yield from _ranked("calibration-long", cases, method, steps, seed)
+
+
+def _ranked(suite: str, cases: Sequence[Draw], method: str | None, steps: int | None, seed: int) -> Iterator[Row]:
     alpha = ALPHA / len(cases) / (len(TESTS) + 1)
     for case in cases:
-        result, sampled = case.solve(method, steps, seed, chains=CHAINS)
+        result, sampled = case.solve(method, steps, seed, chains=CHAINS, most=STATES)
         draws = sampled.thinned(DRAWS)
-        yield Row.of(result, "calibration", case.problem, figures(case, draws, seed), bars(case, len(draws), alpha))
+        yield Row.of(result, suite, case.problem, figures(case, draws, seed), bars(case, len(draws), alpha))
 
 
-def figures(case: Case, draws: Tensor, seed: int) -> dict[str, float]:
+def figures(case: Draw, draws: Tensor, seed: int) -> dict[str, float]:
     r"""Returns how far the ranks of the truths among draws `(L, B, *shape)` are from their law.
 
     If truth and draws follow one posterior, the number of draws below the truth is uniform on :math:`0, \dots, L`,
@@ -79,7 +95,7 @@ def figures(case: Case, draws: Tensor, seed: int) -> dict[str, float]:
     }
 
 
-def bars(case: Case, draws: int, alpha: float) -> dict[str, tuple[float, float]]:
+def bars(case: Draw, draws: int, alpha: float) -> dict[str, tuple[float, float]]:
     r"""Returns bars that a right sampler passes with a probability of `1 - alpha` each."""
     return {f"{name} p": (alpha, 1.0) for name in TESTS} | {"TARP": (0.0, largest_distance(len(case.x), draws, alpha))}
 
@@ -187,5 +203,5 @@ def _counts(ranks: Tensor, draws: int) -> Tensor:
     return (ranks < torch.arange(1, draws + 1)[:, None, None]).sum(1)
 
 
-def _reference(case: Case, fidelity: GaussianFidelity, seed: int) -> Image:
+def _reference(case: Draw, fidelity: GaussianFidelity, seed: int) -> Image:
     return fidelity.prox(case.prior.sample(len(case.x), seed=derive_seed(seed, "reference")), 1.0)

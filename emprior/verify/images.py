@@ -3,7 +3,7 @@ r"""Images of a mixture of Gaussians, whose posterior under a linear operator is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,8 @@ from emprior.priors import GaussianMixturePrior
 from emprior.priors.mixture import MixturePosterior
 from emprior.problem import list_problems, load_problem
 from emprior.result import Result
-from emprior.verify.row import Row
+from emprior.verify.path import Path
+from emprior.verify.row import Draw, Row
 
 PRIOR, FAMILY = "cifar10-mixture", "cifar10/"
 
@@ -74,34 +75,14 @@ def images(method: str, steps: int | None, images: int, seed: int) -> Iterator[R
         yield Row.of(result, "images", name, figures(result, path, exact, seed), BARS)
 
 
-class Path:
-    r"""Keeps states of chains, evenly spaced, for `solve` to call.
-
-    Arguments:
-        limit: The most iterations that are kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.stride, self.last = limit, 1, 0
-        self.states: dict[int, Tensor] = {}
-
-    def __call__(self, index: int, rows: Tensor) -> None:
-        r"""Takes in the rows `(S, B, *shape)` after an iteration."""
-        self.last = index
-        if index % self.stride == 0:
-            self.states[index] = rows
-        if len(self.states) > self.limit:
-            self.stride *= 2
-            self.states = {index: rows for index, rows in self.states.items() if index % self.stride == 0}
-
-    def draws(self, result: Result, image: int, count: int) -> Tensor:
-        r"""Returns at most `count` draws of an image that its result accounts for, evenly spaced, `(n, d)` float64."""
-        assert result.diagnostics.draws is not None
-        first = self.last - int(result.diagnostics.draws.max())
-        end = first + int(result.diagnostics.draws[image])
-        kept = torch.cat([rows[:, image] for index, rows in self.states.items() if first < index <= end])
-        chosen = torch.linspace(0, len(kept) - 1, min(count, len(kept)), dtype=torch.float64).round().long()
-        return kept[chosen].flatten(1).double()
+def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:
+    r"""Yields images of the mixture under bundled problems."""
+    prior = load_prior(PRIOR)
+    x = prior.sample(images, seed=seed)
+    for name in names:
+        problem = load_problem(name)
+        y = problem.measure(x, seed=seed)
+        yield Draw("images", name, problem.operator, prior, x, y, float(problem.sigma), "hmc", None)
 
 
 def figures(result: Result, path: Path, exact: MixturePosterior, seed: int) -> dict[str, float]:

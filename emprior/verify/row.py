@@ -2,6 +2,7 @@ r"""A problem with a known posterior, what a sampler gave on it, and the line of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from emprior._solve import solve
 from emprior._types import Image
 from emprior.energy import Prior
 from emprior.result import Result
+from emprior.verify.path import Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,8 @@ class Sampled:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
-    r"""A problem whose posterior is known.
+class Draw:
+    r"""Truths drawn from a prior, and their measurements.
 
     Arguments:
         suite: The suite.
@@ -62,8 +64,6 @@ class Case:
         sigma: The standard deviation of the noise.
         method: The method of emprior that is for it.
         chains: How many chains of it; by default its own.
-        figures: Compares what a sampler gave with the exact posterior.
-        draws: How many independent draws the figures ask for.
     """
 
     suite: str
@@ -75,23 +75,34 @@ class Case:
     sigma: float
     method: str
     chains: int | None
-    figures: Callable[[Sampled], dict[str, float]]
-    draws: int
 
     def solve(
-        self, method: str | None, steps: int | None, seed: int, chains: int | None = None
+        self, method: str | None, steps: int | None, seed: int, chains: int | None = None, most: int = sys.maxsize
     ) -> tuple[Result, Sampled]:
-        r"""Runs a method of emprior, by default the one that is for it."""
-        path: list[Tensor] = []
+        r"""Runs a method of emprior, by default the one that is for it, and keeps at most so many states of chains."""
+        path = Path(most)
         result = solve(
             self.operator, self.y, self.prior, method=method or self.method, steps=steps, sigma=self.sigma, seed=seed,
-            samples=chains or self.chains, progress=False, callback=lambda index, rows: path.append(rows),
+            samples=chains or self.chains, progress=False, callback=path,
         )  # fmt: skip
         run = result.diagnostics
         assert run.draws is not None
         assert run.ess is not None
         std = torch.full_like(result.mean, float("nan")) if result.std is None else result.std
-        return result, Sampled(result.mean, std, torch.stack(path[-int(run.draws.max()) :]), run.ess)
+        return result, Sampled(result.mean, std, torch.stack(path.after(path.last - int(run.draws.max()))), run.ess)
+
+
+@dataclass(frozen=True, eq=False)
+class Case(Draw):
+    r"""A problem whose posterior is known.
+
+    Arguments:
+        figures: Compares what a sampler gave with the exact posterior.
+        draws: How many independent draws the figures ask for.
+    """
+
+    figures: Callable[[Sampled], dict[str, float]]
+    draws: int
 
 
 @dataclass(frozen=True)

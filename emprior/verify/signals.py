@@ -3,7 +3,7 @@ r"""Signals with independent increments, whose posteriors an exact Gibbs sampler
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from emprior.priors.increments import BernoulliLaplace, Gaussian, Increments, La
 from emprior.priors.levy import LevyPrior
 from emprior.result import Result
 from emprior.verify.gibbs import posterior_draws
-from emprior.verify.row import Row
+from emprior.verify.row import Draw, Row
 
 if TYPE_CHECKING:
     from deepinv.physics import LinearPhysics
@@ -92,6 +92,16 @@ def signals(method: str, steps: int | None, images: int, seed: int) -> Iterator[
             truth = exact(law, operator, y, sigma, seed)
             posterior = [Posterior(GaussianFidelity(operator, y[b : b + 1], sigma), prior) for b in range(images)]
             yield Row.of(result, "signals", f"{problem}, {name}", compare(result, kept, truth, posterior), BARS)
+
+
+def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:
+    r"""Yields signals of laws that have no width, and their measurements."""
+    for name in names:
+        prior = LevyPrior(LAWS[name], LENGTH)
+        x = walks(LAWS[name], images, seed)
+        for problem in PROBLEMS:
+            operator, sigma, y = measured(LAWS[name], problem, images, seed)
+            yield Draw("signals", f"{problem}, {name}", operator, prior, x, y, sigma, "hmc", None)
 
 
 def _follow(path: list[Tensor], index: int, rows: Tensor) -> None:

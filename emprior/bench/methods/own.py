@@ -13,7 +13,7 @@ from emprior.operators import without_noise
 from emprior.result import Result
 from emprior.solvers import HMC
 from emprior.status import Status
-from emprior.verify.images import Path
+from emprior.verify.path import Path
 
 STATES = 256
 """The most states of chains that are kept to draw from."""
