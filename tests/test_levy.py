@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from emprior._bands import Bands
 from emprior._noise import Noise
 from emprior.energy import Energy
 from emprior.priors.gaussian import GaussianPrior
@@ -183,3 +184,31 @@ def test_samples_do_not_depend_on_their_neighbours():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_law_with_a_width_is_softened_by_a_larger_one():
+    r"""At an inverse temperature it has its jumps, and the width over the root; other laws are scaled."""
+    law, u = BernoulliLaplace(0.6, 0.3, 0.01), torch.linspace(-2, 2, 31, dtype=torch.float64).reshape(1, 1, 1, -1)
+    beta = torch.tensor([1.0, 0.25, 1e-4], dtype=torch.float64)
+    soft = LevyPrior(law, 31).soften(beta)
+    x = u.cumsum(-1).expand(3, -1, -1, -1)
+    for row, width in enumerate([0.01, 0.02, 1.0]):
+        own = LevyPrior(BernoulliLaplace(0.6, 0.3, width), 31)
+        for found, expected in zip(soft.value_and_grad(x), own.value_and_grad(x), strict=True):
+            torch.testing.assert_close(found[row], expected[row])
+    torch.testing.assert_close(soft(x), soft.value_and_grad(x)[0])
+    assert LevyPrior(Laplace(0.6), 31).soften(beta) is None
+    with pytest.raises(TypeError, match="a softened prior has an energy, but no denoiser"):
+        soft.denoise(x, 0.1)
+
+
+@laws
+def test_the_spectrum_is_that_of_differences(law):
+    r"""The mean curvature of each band of cosines, over the law itself."""
+    prior = LevyPrior(law, 16)
+    bands = Bands.of(torch.zeros(1, 1, 1, 16, dtype=torch.float64))
+    D = torch.diff(torch.eye(16, dtype=torch.float64), dim=0, prepend=torch.zeros(1, 16, dtype=torch.float64))
+    waves = bands.axes[-1] @ D.mT @ D @ bands.axes[-1].mT
+    exact = torch.zeros(bands.count, dtype=torch.float64).index_add_(0, bands.band, law.curvature * waves.diag())
+    found = prior.spectrum.on(bands)
+    torch.testing.assert_close(found, exact / torch.bincount(bands.band), rtol=0.02, atol=0)

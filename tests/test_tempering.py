@@ -3,6 +3,7 @@ r"""Tempering against a posterior of two modes that plain chains never leave, an
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import deepinv as dinv
 import pytest
@@ -16,8 +17,11 @@ from emprior._outcome import _with_rungs
 from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianMixturePrior
+from emprior.priors.increments import BernoulliLaplace
+from emprior.priors.levy import LevyPrior
 from emprior.solvers import HMC, MALA, METHODS, ULA, Stage, run, validated
 from emprior.solvers.gibbs import SplitGibbs
+from emprior.solvers.ladder import geometric
 from emprior.solvers.metric import SpectralMetric
 from emprior.solvers.replica import Tempered
 from emprior.solvers.rungs import Rungs
@@ -272,3 +276,57 @@ def test_what_does_not_fit_is_refused(modes):
     for ask in (lambda: tempered.denoise(exact.mean, 0.1), lambda: tempered.sample(1)):
         with pytest.raises(TypeError, match="no denoiser and no draws"):
             ask()
+
+
+def test_a_prior_that_softens_itself_crosses_between_its_spikes():
+    r"""Two increments of a law of narrow spikes under one measurement of their sum, against quadrature.
+
+    The spikes are a hundredth of a jump wide, and plain chains hardly leave the one that they are in.
+    """
+    law, sigma, count, burn_in = BernoulliLaplace(1.0, 0.3, 0.01), 0.05, 20, 64
+    operator = dinv.physics.Inpainting((1, 1, 2), mask=torch.tensor([[[0.0, 1.0]]]))
+    posterior = Posterior(
+        GaussianFidelity(operator, torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2).double(), sigma), LevyPrior(law, 2)
+    )
+    axis = torch.cat([torch.linspace(-0.1, 0.1, 1601), torch.linspace(-3, 4, 2801)]).double().unique()
+    cells = torch.diff(axis, prepend=axis[:1]) / 2 + torch.diff(axis, append=axis[-1:]) / 2
+    x0, u1 = axis[:, None], axis[None]
+    log = -law.energy(x0) - law.energy(u1) - (x0 + u1 - 1).square() / (2 * sigma**2)
+    weights = (log - log.amax()).exp() * cells[:, None] * cells
+    truth = {
+        "first": float(weights[axis.abs() < 0.05].sum() / weights.sum()),
+        "second": float(weights[:, axis.abs() < 0.05].sum() / weights.sum()),
+    }
+
+    def flat(kept):
+        rows = kept[:, :, 0, 0, 0]
+        inside = {"first": rows[..., 0].abs() < 0.05, "second": rows.diff(dim=-1)[..., 0].abs() < 0.05}
+        return {name: each.double().mean(0) for name, each in inside.items()}
+
+    plain = HMC(leaps=6, adapt=burn_in)
+    start = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2).double()
+    kept, _ = sampled(Tempering(plain, geometric(8, 4e-4), burn_in), posterior, start, count, 240, burn_in)
+    for name, means in flat(kept).items():
+        error = float(means.std()) / math.sqrt(count)
+        assert abs(float(means.mean()) - truth[name]) < 4 * error
+        assert error < 0.03
+    stuck, _ = sampled(plain, posterior, start, count, 240, burn_in)
+    assert abs(float(flat(stuck)["second"].mean()) - truth["second"]) > 0.1
+
+
+def test_what_replicas_of_such_a_prior_carry_is_that_of_their_own_law():
+    law = BernoulliLaplace(1.0, 0.3, 0.01)
+    operator = dinv.physics.Inpainting((1, 1, 2), mask=torch.ones(1, 1, 2))
+    fidelity = GaussianFidelity(operator, torch.tensor([0.5, 1.0]).reshape(1, 1, 1, 2).double(), 0.1)
+    posterior, rungs = Posterior(fidelity, LevyPrior(law, 2)), Rungs(3, 1)
+    solver = Tempering(HMC(adapt=64), (1.0, 0.5, 0.05), adapt=64)
+    for state in steps(solver, posterior, torch.zeros(8, 1, 1, 2).double(), 60, samples=8)[-5:]:
+        known = state.known
+        assert torch.equal(known.x, state.replicas.x)
+        for beta, x, value, gradient in zip(
+            state.ladder, *(rungs.split(part) for part in (known.x, known.value, known.gradient)), strict=True
+        ):
+            width = law.width / float(beta[0]) ** 0.5
+            own = LevyPrior(replace(law, width=width), 2)
+            torch.testing.assert_close((value, gradient), own.value_and_grad(x))
+        torch.testing.assert_close(state.value, posterior(state.x))

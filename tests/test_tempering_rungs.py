@@ -3,13 +3,16 @@ r"""Ladders against barriers that are known, and replicas in one batch against e
 from __future__ import annotations
 
 import torch
-from conftest import SHAPE
+from conftest import SHAPE, make_operator
 
 from emprior._noise import Noise
+from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.solvers.ladder import even
+from emprior.solvers.metric import SpectralMetric
 from emprior.solvers.replica import Known, Tempered
 from emprior.solvers.rungs import RungFidelity, RungNoise, Rungs, exchanged
+from emprior.solvers.tempering import tempered
 
 
 def streams(images, samples, seed=0):
@@ -73,3 +76,21 @@ def test_rows_that_were_not_evaluated_last_are_evaluated(field):
         known = tempered.moved(before, x)
         value, gradient = field.value_and_grad(x)
         torch.testing.assert_close((known.x, known.value, known.gradient), (x, value, gradient))
+
+
+def test_each_replica_has_the_metric_of_its_own_law(field, monkeypatch):
+    r"""That of a posterior whose prior has its inverse temperature for weight; that of 1 where matrices are many."""
+    operator, rungs, x = make_operator("blur"), Rungs(2, 2), streams(4, 3).normal(*SHAPE)
+    posterior = Posterior(GaussianFidelity(operator, operator.A(field.sample(2, seed=1))), field)
+    ladder = torch.tensor([[1.0, 1.0], [0.2, 0.3]]).double().repeat(1, 3)
+    law, _ = tempered(posterior, ladder, rungs)
+    betas = rungs.join(ladder)
+    own = SpectralMetric.of(law, x, 64)
+    solved = own.solve(x)
+    for row, beta in enumerate(betas.tolist()):
+        alone = SpectralMetric.of(Posterior(posterior.fidelity, field, beta), x[:1], 64)
+        torch.testing.assert_close(solved[row], alone.solve(x[row : row + 1])[0])
+        torch.testing.assert_close(own.prior.curvature[row], alone.prior.curvature[0])
+    monkeypatch.setattr("emprior.solvers.metric.LARGEST", 100)
+    first = SpectralMetric.of(posterior, x[:2], 64)
+    torch.testing.assert_close(SpectralMetric.of(law, x, 64).solve(x), first.solve(x))

@@ -20,7 +20,7 @@ PROBLEM, METHOD, STATUS, FIGURE = 30, 21, 10, 10
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "verify", run, "check samplers against posteriors that are known", EXAMPLES)
-    suites = "gaussian, modes, calibration (these three), images, signals, efficiency"
+    suites = "gaussian, modes, calibration (these three), calibration-long, images, signals, efficiency"
     parser.add_argument("--suite", nargs="+", metavar="NAME", help=suites)
     parser.add_argument("--method", metavar="NAME", help="a method that samples (the suite's own)")
     peers = "samplers of deepinv to run beside it on gaussian and modes, such as deepinv-dps; all without a name"
@@ -86,7 +86,7 @@ class Table:
         return f"{problem:{PROBLEM}}{method:{METHOD}}{status:{STATUS}}"
 
     def _figures(self, texts: dict[str, str]) -> str:
-        return "".join(f"{texts.get(name, '-'):>{max(FIGURE, len(name) + 2)}}" for name in self.names)
+        return "".join(f" {texts.get(name, '-'):>{max(FIGURE, len(name) + 2) - 1}}" for name in self.names)
 
 
 def _bar(low: float, high: float) -> str:

@@ -58,7 +58,8 @@ class LevyPrior(Prior):
         self.curvature = 4 * law.curvature
         self.time_unit = 20 / self.curvature
         bands = Bands.of(torch.zeros(1, *self.shape, dtype=torch.float64))
-        bend = 4 * (math.pi / 2 * bands.frequency).sin().square() + 1 / length
+        turn = (math.pi / 2 * bands.frequency).sin().square()
+        bend = 4 * turn + (2 - (bands.frequency == 0).double()) * (1 - turn) / length
         self.spectrum = Spectrum(tuple(bands.frequency.tolist()), (tuple((law.curvature * bend).tolist()),))
         eye = torch.eye(length, dtype=torch.float64)
         difference = torch.diff(eye, prepend=torch.zeros_like(eye[:, :1]))

@@ -21,7 +21,7 @@ SUITES: dict[str, tuple[Callable[..., Iterator[Row]], str | None]] = {
     "calibration": (calibration.calibration, None),
     "calibration-long": (calibration.calibration_at_length, None),
     "images": (of_images, "posterior"),
-    "signals": (signals.signals, "posterior"),
+    "signals": (signals.signals, None),
     "efficiency": (efficiency.efficiency, "hmc"),
 }
 """Each suite with the method that it is for; None where that depends on the problem."""
@@ -50,14 +50,14 @@ def verify(
     Arguments:
         suites: The names of suites: `"gaussian"`, fields of 8 x 8 and 32 x 32 pixels under four operators;
             `"modes"`, a posterior of two modes far apart; `"calibration"`, the ranks of many truths among draws, on
-            the small fields and the two modes; `"images"`, a mixture fitted to photographs under the bundled
-            problems; `"signals"`, signals with independent increments; `"efficiency"`, effective draws for
-            the gradients that they cost, beside unadjusted Langevin's.
+            the small fields and the two modes, and `"calibration-long"`, on signals and on images; `"images"`, a
+            mixture fitted to photographs under the bundled problems; `"signals"`, signals with independent
+            increments; `"efficiency"`, effective draws for the gradients that they cost, beside unadjusted Langevin's.
         method: The name of a method that samples; by default the one that the suite is for.
         peers: Names of samplers of deepinv, `PEERS`, to run beside it on the small fields and on the two modes. Their
             rows have no bars.
         steps: The iterations of the method; by default its own.
-        images: The number of images; a hundred times as many for `"calibration"`.
+        images: The number of images; a hundred times as many for ranks.
         seed: The seed of truths, measurements and chains.
 
     Raises:

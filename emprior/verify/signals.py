@@ -40,9 +40,13 @@ DECIBELS = 25.0
 """How far the noise is below the median power of what is measured."""
 
 LEVEL = 0.9
-LONG, FAR, OFTEN = {"steps": 2000}, {"steps": 1000, "leaps": 128}, {"steps": 8000, "leaps": 32}
-"""The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps; and
-of replicas for such a law, which are to be exchanged before they are done with it."""
+LONG, FAR = {"steps": 2000}, {"steps": 1000, "leaps": 128}
+"""The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps."""
+
+OFTEN: dict[str, float] = {"steps": 6000, "leaps": 3, "rungs": 50}
+"""Those of replicas for such a law, from its own width to `WIDE` of a jump."""
+
+WIDE = 0.6
 
 SAMPLES = 4
 """The chains of each signal."""
@@ -53,8 +57,10 @@ BURN_IN, DRAWS, CHAINS = 100, 400, 8
 BARS = {"MMSE gap dB": (0.0, 0.1), "coverage 90": (0.87, 0.93)}
 
 
-def signals(method: str, steps: int | None, images: int, seed: int) -> Iterator[Row]:
+def signals(method: str | None, steps: int | None, images: int, seed: int) -> Iterator[Row]:
     r"""Samples posteriors of signals with independent increments, and compares them with an exact Gibbs sampler.
+
+    Without a `method`, that is `"posterior"` for laws without a width, and `"tempering"` for one with a width.
 
     With `m` and :math:`\Sigma` the exact mean and covariance, the expected squared errors of the mean of the chains
     :math:`\hat{m}` and of the best estimate have the ratio
@@ -78,14 +84,16 @@ def signals(method: str, steps: int | None, images: int, seed: int) -> Iterator[
     for name, law in LAWS.items():
         prior = LevyPrior(law, LENGTH)
         wide = law.width > 0
+        own = method or ("tempering" if wide else "posterior")
         prior.settings = dict.fromkeys(("posterior", "hmc"), FAR if wide else LONG)
-        prior.settings["tempering"] = OFTEN if wide else LONG
+        last = (law.width / WIDE / UNIT) ** 2
+        prior.settings["tempering"] = {**OFTEN, "last": last} if wide else LONG
         for problem in PROBLEMS:
             operator, sigma, y = measured(law, problem, images, seed)
             path: list[Tensor] = []
             result = solve(
-                operator, y, prior, method=method, samples=SAMPLES, steps=steps, sigma=sigma, seed=seed,
-                progress=False, callback=partial(_follow, path),
+                operator, y, prior, method=own, samples=SAMPLES, steps=steps, sigma=sigma, seed=seed, progress=False,
+                callback=partial(_follow, path),
             )  # fmt: skip
             assert result.diagnostics.draws is not None
             kept = torch.stack(path[-int(result.diagnostics.draws.max()) :]).flatten(0, 1)
@@ -98,6 +106,7 @@ def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:
     r"""Yields signals of laws that have no width, and their measurements."""
     for name in names:
         prior = LevyPrior(LAWS[name], LENGTH)
+        prior.settings["hmc"] = LONG
         x = walks(LAWS[name], images, seed)
         for problem in PROBLEMS:
             operator, sigma, y = measured(LAWS[name], problem, images, seed)
