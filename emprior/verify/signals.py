@@ -43,7 +43,7 @@ LEVEL = 0.9
 LONG, FAR = {"steps": 2000}, {"steps": 1000, "leaps": 128}
 """The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps."""
 
-OFTEN: dict[str, float] = {"steps": 6000, "leaps": 3, "rungs": 50}
+OFTEN: dict[str, float] = {"steps": 8000, "leaps": 8, "rungs": 48}
 """Those of replicas for such a law, from its own width to `WIDE` of a jump."""
 
 WIDE = 0.6
