@@ -100,7 +100,7 @@ def _with_rungs(found: Verdict, wanted: float, rungs: int) -> Verdict:
     r"""Adds to what is wrong with replicas that they are too few for their barrier."""
     if found.trustworthy or wanted <= rungs + 1:
         return found
-    cure = f'prior.settings["tempering"] = {{"rungs": {math.ceil(wanted)}}}'
+    cure = f'prior.settings.setdefault("tempering", {{}})["rungs"] = {math.ceil(wanted)}'
     return replace(found, reasons=(*found.reasons, f"{rungs} replicas do not climb the barriers; set {cure}"))
 
 

@@ -137,7 +137,7 @@ class Prior(Energy):
     """The mean curvature of `E` at each frequency and colour, where it is known; chains move in a metric made of it."""
 
     beta: PerImage | None = None
-    """The inverse temperature of each row, by which curvatures are to be multiplied, of replicas in one batch."""
+    """What the curvatures of each row are to be multiplied by, `(B,)`, where rows of one batch are of several laws."""
 
     noise_limit: float = math.inf
     """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""

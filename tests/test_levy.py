@@ -75,6 +75,33 @@ def test_bernoulli_laplace_is_a_convolution():
         torch.testing.assert_close(law.energy(u), -density.log())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1e-4, 0.01, 1.0, 30.0, 100.0])
+def test_bernoulli_laplace_of_any_width(width, dtype):
+    r"""Against its three terms, each by its logarithm."""
+    law, p, s = BernoulliLaplace(1.0, 0.3, width), 0.3, width
+    u = torch.tensor([-300.0, -31.0, -3.0, -0.02, -1e-5, 0.0, 1e-4, 0.3, 7.0, 99.0, 1000.0], dtype=dtype)
+    z, terms = u.double(), [math.log(1 - p) + Gaussian(width).energy(u.double()).neg()]
+    for side in (z, -z):
+        terms.append(math.log(p / 2) + s**2 / 2 - side + torch.special.log_ndtr(side / s - s))
+    spike, rising, falling = torch.stack(terms).softmax(0)
+    energy, slope = law.energy_and_slope(u)
+    tolerance = {"rtol": 1e-4 if dtype is torch.float32 else 1e-8, "atol": 1e-5}
+    torch.testing.assert_close(energy.double(), -torch.stack(terms).logsumexp(0), **tolerance)
+    torch.testing.assert_close(slope.double(), spike * z / s**2 + rising - falling, **tolerance)
+    assert energy.dtype == slope.dtype == dtype
+
+
+def test_bernoulli_laplace_is_smooth_at_zero():
+    law = BernoulliLaplace(1.0, 0.1, 0.01)
+    u = torch.tensor([0.0, 1e-9], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(law.energy(u).sum(), u, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), u)
+    assert abs(float(slope[0].detach())) < 1e-9
+    assert float(bend[0]) == pytest.approx(float(bend[1]), rel=1e-3)
+    assert 9e3 < float(bend[0]) < 1e4
+
+
 def test_energy_far_out_is_finite_in_single_precision():
     law = BernoulliLaplace(1.0, 0.1, 0.001)
     u = torch.tensor([-50.0, 50.0])
@@ -110,6 +137,8 @@ def test_fisher_information_of_a_narrow_spike():
 def test_an_atom_is_drawn_but_has_no_energy():
     law = BernoulliLaplace(0.6, 0.3, width=0.0)
     assert abs(float((draws(law) == 0).double().mean()) - 0.7) < 4 * math.sqrt(0.21 / N)
+    with pytest.raises(ValueError, match=r"width is 0\.0, expected"):
+        law.energy(torch.zeros(1))
     with pytest.raises(ValueError, match=r"has an atom at zero, and so no energy\. Give it a width"):
         LevyPrior(law)
 

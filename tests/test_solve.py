@@ -207,6 +207,7 @@ def test_nonlinear_ula_is_refused_before_any_work(y, rgb):
         ({"map": {"step": 5}}, "unknown setting 'step'.*Did you mean 'steps'"),
         ({"map": {"steps": "37"}}, "solver.map.steps is '37', expected a positive whole number"),
         ({"flow": {"fresh": False}}, "unknown setting 'fresh'"),
+        ({"tempering": {"last": 2.0}}, r"solver\.tempering\.last is 2\.0, expected an inverse temperature below 1"),
     ],
 )
 def test_settings_of_a_card_are_checked(denoising, y, solver, message):

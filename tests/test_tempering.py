@@ -210,10 +210,9 @@ def test_how_far_replicas_reach_is_told(modes):
 def test_replicas_that_are_too_few_are_a_reason():
     found = Verdict(False, ("R-hat is 1.4",))
     assert _with_rungs(found, 8.9, 8) is found
+    cure = 'prior.settings.setdefault("tempering", {})["rungs"] = 13'
     text = str(_with_rungs(found, 12.2, 8))
-    assert text.endswith(
-        'R-hat is 1.4; 8 replicas do not climb the barriers; set prior.settings["tempering"] = {"rungs": 13}'
-    )
+    assert text.endswith(f"R-hat is 1.4; 8 replicas do not climb the barriers; set {cure}")
     assert _with_rungs(Verdict(True, ()), 12.2, 8).trustworthy
     stages = METHODS["tempering"].stages(validated("tempering", {"tempering": {"rungs": 13}}))
     assert stages[-1].solver.ladder == pytest.approx([8 ** (-k / 12) for k in range(13)])

@@ -2,17 +2,22 @@ r"""Ladders against barriers that are known, and replicas in one batch against e
 
 from __future__ import annotations
 
+import deepinv as dinv
+import pytest
 import torch
 from conftest import SHAPE, make_operator
 
 from emprior._noise import Noise
-from emprior.energy import Posterior
+from emprior.energy import Posterior, Prior
 from emprior.fidelity import GaussianFidelity
+from emprior.priors.increments import BernoulliLaplace
+from emprior.priors.levy import LevyPrior
+from emprior.solvers import MALA
 from emprior.solvers.ladder import even
 from emprior.solvers.metric import SpectralMetric
 from emprior.solvers.replica import Known, Tempered
 from emprior.solvers.rungs import RungFidelity, RungNoise, Rungs, exchanged
-from emprior.solvers.tempering import tempered
+from emprior.solvers.tempering import Tempering, tempered
 
 
 def streams(images, samples, seed=0):
@@ -79,10 +84,11 @@ def test_rows_that_were_not_evaluated_last_are_evaluated(field):
 
 
 def test_each_replica_has_the_metric_of_its_own_law(field, monkeypatch):
-    r"""That of a posterior whose prior has its inverse temperature for weight; that of 1 where matrices are many."""
+    r"""That of a posterior whose prior has its inverse temperature for weight, however many images there are; and that
+    of the first where matrices are many."""
     operator, rungs, x = make_operator("blur"), Rungs(2, 2), streams(4, 3).normal(*SHAPE)
     posterior = Posterior(GaussianFidelity(operator, operator.A(field.sample(2, seed=1))), field)
-    ladder = torch.tensor([[1.0, 1.0], [0.2, 0.3]]).double().repeat(1, 3)
+    ladder = torch.tensor([[1.0, 1.0], [0.2, 0.2]]).double().repeat(1, 3)
     law, _ = tempered(posterior, ladder, rungs)
     betas = rungs.join(ladder)
     own = SpectralMetric.of(law, x, 64)
@@ -91,6 +97,59 @@ def test_each_replica_has_the_metric_of_its_own_law(field, monkeypatch):
         alone = SpectralMetric.of(Posterior(posterior.fidelity, field, beta), x[:1], 64)
         torch.testing.assert_close(solved[row], alone.solve(x[row : row + 1])[0])
         torch.testing.assert_close(own.prior.curvature[row], alone.prior.curvature[0])
-    monkeypatch.setattr("emprior.solvers.metric.LARGEST", 100)
+    monkeypatch.setattr("emprior.solvers.metric.LARGEST", 91)
+    assert torch.equal(SpectralMetric.of(law, x, 64).solve(x), solved)
+    monkeypatch.setattr("emprior.solvers.metric.LARGEST", 90)
     first = SpectralMetric.of(posterior, x[:2], 64)
     torch.testing.assert_close(SpectralMetric.of(law, x, 64).solve(x), first.solve(x))
+
+
+def test_a_factor_is_a_factor_also_of_a_prior_that_softens_itself():
+    r"""An unknown weight is one; only tempering asks for softened energies."""
+    prior = LevyPrior(BernoulliLaplace(1.0, 0.3, 0.1), 4)
+    x = prior.sample(3, seed=0)
+    value, gradient = prior.value_and_grad(x)
+    twice = Tempered(prior, torch.full((3,), 2.0).double())
+    torch.testing.assert_close(twice.value_and_grad(x), (2 * value, 2 * gradient))
+    rungs, ladder = Rungs(1, 3), torch.full((1, 3), 0.25).double()
+    operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    _, soft = tempered(Posterior(GaussianFidelity(operator, x), prior), ladder, rungs)
+    wide = LevyPrior(BernoulliLaplace(1.0, 0.3, 0.2), 4)
+    torch.testing.assert_close(soft.value_and_grad(x), wide.value_and_grad(x))
+    torch.testing.assert_close(soft.gain(soft.knowing(x), torch.ones(3).double()), wide(x) - prior(x))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_gradients_of_a_prior_that_softens_itself_are_counted(count):
+    r"""Beside those of each replica, an energy and a gradient of all rows for each exchange, and one at the start."""
+    prior, calls = LevyPrior(BernoulliLaplace(1.0, 0.3, 0.1), 4), 0
+
+    class Counted(Prior):
+        def __init__(self, inner):
+            super().__init__(prior.shape)
+            self.inner = inner
+
+        def forward(self, x):
+            nonlocal calls
+            calls += len(x)
+            return self.inner(x)
+
+        def value_and_grad(self, x):
+            nonlocal calls
+            calls += len(x)
+            return self.inner.value_and_grad(x)
+
+        def soften(self, beta):
+            return Counted(self.inner.soften(beta))
+
+        denoise = start = sample = None
+
+    operator = dinv.physics.Denoising(dinv.physics.GaussianNoise(0.1))
+    x = prior.sample(2, seed=0)
+    posterior, noise = Posterior(GaussianFidelity(operator, x), Counted(prior)), streams(2, 3)
+    solver, asked = Tempering(MALA(), tuple(0.5**k for k in range(count))), 0
+    state = solver.init(posterior, x.repeat(3, 1, 1, 1), noise)
+    for _ in range(5):
+        state, info = solver.step(posterior, state, noise)
+        asked += info.evaluations
+    assert calls == 6 * asked

@@ -76,6 +76,10 @@ class MeteredPrior(Prior):
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return self.prior.accepts(shape)
 
+    def soften(self, beta: PerImage) -> Prior | None:
+        soft = self.prior.soften(beta)
+        return None if soft is None else MeteredPrior(soft, self.meter)
+
     def forward(self, x: Image) -> PerImage:
         self.meter.forwards += len(x)
         return self.prior(x)

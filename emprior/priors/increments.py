@@ -235,7 +235,7 @@ class BernoulliLaplace(Increments):
         return self.energy_and_slope(u)[1]
 
     def energy_and_slope(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        return self._widened(u, u.new_tensor(self.width))
+        return self._widened(u, u.new_tensor(check_positive("width", self.width)))
 
     def soften(self, beta: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return partial(self._widened, width=self.width * beta.rsqrt())
@@ -249,18 +249,21 @@ class BernoulliLaplace(Increments):
     def _widened(self, u: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns the energy and the slope at a width, by
 
-        .. math:: e^{|u| / b}\, p(u) = e^{r v - v^2 / 2} \left( \frac{1 - p}{s \sqrt{2 \pi}} + \frac{p}{4 b}\,
-                  \mathrm{erfcx} \frac{v + r}{\sqrt{2}} \right) + \frac{p}{4 b}\, e^{r^2 / 2}\,
-                  \mathrm{erfc} \frac{r - v}{\sqrt{2}}, \qquad v = \frac{|u|}{s}, \quad r = \frac{s}{b},
+        .. math:: p(u) = e^{-q} \left( e^{-t_+^2 / 2} \left( \frac{1 - p}{s \sqrt{2 \pi}} + \frac{p}{4 b}\,
+                  \mathrm{erfcx} \frac{v + r}{\sqrt{2}} \right) + \frac{p}{4 b}\, e(t) \right), \qquad
+                  v = \frac{|u|}{s}, \quad r = \frac{s}{b}, \quad t = v - r,
 
-        of which nothing overflows for widths up to ten times the scale. The first exponential is kept from numbers so
-        small that they are slow.
+        with :math:`q = r v - r^2 / 2` and :math:`e = \mathrm{erfc}(-t / \sqrt{2})` for :math:`t \ge 0`, else
+        :math:`q = v^2 / 2` and :math:`e = \mathrm{erfcx}(-t / \sqrt{2})`: no factor overflows. Those that vanish are
+        kept from numbers so small that they are slow.
         """
-        v, r, slab = u.abs() / width, width / self.scale, self.share / (4 * self.scale)
-        near = (r * v - v.square() / 2).clamp(min=math.log(torch.finfo(u.dtype).tiny) / 2).exp()
+        u, sign = u.where(u >= 0, -u), torch.where(u >= 0, 1.0, -1.0).to(u)
+        v, r, slab = u / width, width / self.scale, self.share / (4 * self.scale)
+        t = v - r
+        near = (-t.clamp(min=0).square() / 2).clamp(min=math.log(torch.finfo(u.dtype).tiny) + 15).exp()
         flat = near * ((1 - self.share) * math.exp(-LOG_2PI / 2) / width)
         falling = near * slab * torch.special.erfcx((v + r) / 2**0.5)
-        rising = slab * (r.square() / 2).exp() * torch.special.erfc((r - v) / 2**0.5)
-        whole = flat + falling + rising
-        slope = (flat * v / width + (rising - falling) / self.scale) / whole
-        return u.abs() / self.scale - whole.log(), u.sign() * slope
+        side = torch.where(t >= 0, torch.special.erfc(-t / 2**0.5), torch.special.erfcx(-t.clamp(max=0) / 2**0.5))
+        whole = flat + falling + slab * side
+        slope = (flat * v / width + (slab * side - falling) / self.scale) / whole
+        return torch.where(t >= 0, r * v - r.square() / 2, v.square() / 2) - whole.log(), sign * slope

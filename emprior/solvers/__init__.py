@@ -219,4 +219,6 @@ def _check_setting(method: str, key: str, value: object) -> None:
     known = [name for name in Settings.__dataclass_fields__ if name != "fresh"]
     if key not in known:
         raise ValueError(f"solver.{method} holds an unknown setting {key!r}. {nearest(str(key), known)}")
+    if key == "last" and isinstance(value, int | float) and value >= 1:
+        raise ValueError(f"solver.{method}.last is {value}, expected an inverse temperature below 1. Try last=0.125.")
     check_positive(f"solver.{method}.{key}", value, whole=key in ("steps", "levels", "leaps", "warmup", "rungs"))

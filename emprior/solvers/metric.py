@@ -116,17 +116,19 @@ class SpectralMetric(Metric):
 
     The prior's curvature differs by three orders of magnitude between the mean of an image and its finest details;
     a metric that knows it makes a posterior about as stiff where the data see nothing as where they see all. One
-    matrix serves all rows, or one each replica, and its inverse is made once.
+    matrix serves all rows, or all replicas of one temperature, and its inverse is made once.
 
     Arguments:
-        prior: The metric of the prior, of one row, or of one for each of `R` images or replicas.
+        prior: The metric of the prior, of one row, or of each row.
         fidelity: The data term.
-        inverse: The matrix :math:`P^{-1}`, `(d, d)`, or matrices, `(R, d, d)`.
+        inverse: The matrices :math:`P^{-1}`, `(R, d, d)`.
+        which: The matrix of each row, `(S B,)`; none where there is one.
     """
 
     prior: BandMetric
     fidelity: Fidelity
     inverse: Tensor
+    which: Tensor | None = None
 
     @staticmethod
     def of(energy: Energy, x: Image, largest: int) -> SpectralMetric | None:
@@ -139,7 +141,8 @@ class SpectralMetric(Metric):
 
         Returns:
             The metric, or None if the prior knows no spectrum, images differ in their operator or its Hessian is
-            unknown, or there are more pixels.
+            unknown, or there are more pixels. Replicas whose matrices would together be larger than that of `LARGEST`
+            pixels share that of the stiffest.
         """
         if not isinstance(energy, Posterior) or x[0].numel() > min(largest, LARGEST):
             return None
@@ -147,8 +150,8 @@ class SpectralMetric(Metric):
         hessian = None if prior is None else energy.fidelity.hessian(x)
         if prior is None or hessian is None:
             return None
-        rows = prior.curvature[: energy.fidelity.images]
-        if len(rows) * len(hessian) ** 2 > LARGEST**2 or bool((rows == rows[:1]).all()):
+        rows, which = prior.curvature.unique(dim=0, return_inverse=True)
+        if len(rows) * len(hessian) ** 2 > LARGEST**2:
             rows = rows.amax(0, keepdim=True)
         eye = torch.eye(len(hessian), dtype=hessian.dtype, device=x.device).reshape(-1, *x.shape[1:])
         inverses = []
@@ -156,19 +159,27 @@ class SpectralMetric(Metric):
             matrix = hessian + BandMetric(Bands.of(eye), row[None]).apply(eye).flatten(1)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky((matrix + matrix.mT) / 2))
             inverses.append(((inverse + inverse.mT) / 2).to(x))
-        prior = BandMetric(prior.bands, rows.repeat(len(x) // len(rows), 1) if len(rows) > 1 else rows)
-        return SpectralMetric(prior, energy.fidelity, torch.stack(inverses) if len(rows) > 1 else inverses[0])
+        if len(rows) > 1:
+            return SpectralMetric(prior, energy.fidelity, torch.stack(inverses), which)
+        return SpectralMetric(BandMetric(prior.bands, rows), energy.fidelity, torch.stack(inverses))
 
     def draw(self, noise: Noise, x: Image) -> Image:
         return self.prior.draw(noise, x) + self.fidelity.whiten(noise.normal(*self.fidelity.measured))
 
     def solve(self, v: Image) -> Image:
         rows = v.flatten(1)
-        if self.inverse.ndim > 2:
-            apart = rows.unflatten(0, (-1, len(self.inverse))).transpose(0, 1)
-            return (apart @ self.inverse).transpose(0, 1).reshape(v.shape)
-        padded = torch.cat([rows, rows.new_zeros(-len(rows) % BLOCK, rows.shape[1])])
-        return torch.cat([part @ self.inverse for part in padded.split(BLOCK)])[: len(rows)].reshape(v.shape)
+        if self.which is None:
+            return _multiplied(rows, self.inverse[0]).reshape(v.shape)
+        solved = torch.empty_like(rows)
+        for number, inverse in enumerate(self.inverse):
+            chosen = (self.which == number).nonzero()[:, 0]
+            solved[chosen] = _multiplied(rows[chosen], inverse)
+        return solved.reshape(v.shape)
+
+
+def _multiplied(rows: Tensor, matrix: Tensor) -> Tensor:
+    padded = torch.cat([rows, rows.new_zeros(-len(rows) % BLOCK, rows.shape[1])])
+    return torch.cat([part @ matrix for part in padded.split(BLOCK)])[: len(rows)]
 
 
 def spectral(energy: Energy, x: Image) -> BandMetric | None:

@@ -1,4 +1,4 @@
-r"""Methods whose rows are moved under a law that changes, without asking the prior twice."""
+r"""Methods whose rows are moved under a law that changes, without asking the prior twice where that can be."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEARNT = ("count", "done", "step", "warmup", "log_step", "average")
 
 @dataclass(frozen=True)
 class Known:
-    r"""Rows `(S B, *shape)` with their prior energies :math:`E(x)`, `(S B,)`, and the gradients of these."""
+    r"""Rows `(S B, *shape)` with their prior energies, `(S B,)`, and the gradients of these; see :class:`Tempered`."""
 
     x: Image
     value: PerImage
@@ -43,39 +43,32 @@ class Known:
 
 
 class Tempered(Prior):
-    r"""The energies :math:`E_\beta(x)` of replicas, with a :math:`\beta` for each row, which keep what they evaluated
-    last.
-
-    They are those that the prior softens itself to, or else :math:`\beta E(x)`. Of the latter only `E` is asked, and
-    what is known of rows stays so when their :math:`\beta` changes.
+    r"""The energy :math:`b E(x)`, with a factor for each row, which keeps what it evaluated last.
 
     Arguments:
         prior: The prior `E`.
-        beta: The inverse temperatures, `(S B,)`.
+        factor: The factors `b`, `(S B,)`.
         known: Rows at which `E` has been evaluated, and need not be again.
     """
 
     beta: PerImage
 
-    def __init__(self, prior: Prior, beta: PerImage, known: Known | None = None) -> None:
+    def __init__(self, prior: Prior, factor: PerImage, known: Known | None = None) -> None:
         super().__init__(prior.shape)
-        self.prior, self.beta, self.soft = prior, beta, prior.soften(beta)
+        self.prior, self.beta, self.known = prior, factor, known
         self.curvature, self.spectrum = prior.curvature, prior.spectrum
-        self.known = known if self.soft is None else None
 
     def forward(self, x: Image) -> PerImage:
-        return self.beta * self.prior(x) if self.soft is None else self.soft(x)
+        return self.beta * self.prior(x)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         known = self.knowing(x)
-        if self.soft is not None:
-            return known.value, known.gradient
         return self.beta * known.value, column(self.beta, x) * known.gradient
 
     def knowing(self, x: Image) -> Known:
-        r"""Returns what is known of rows `x`, the energies of :math:`\beta = 1` or the softened ones."""
+        r"""Returns what is known of rows `x`."""
         if self.known is None or not torch.equal(self.known.x, x):
-            self.known = Known(x, *(self.prior if self.soft is None else self.soft).value_and_grad(x))
+            self.known = Known(x, *self.prior.value_and_grad(x))
         return self.known
 
     def moved(self, before: Known, x: Image) -> Known:
@@ -85,19 +78,47 @@ class Tempered(Prior):
             return last.where(last.holds(x), before)
         return self.knowing(x)
 
-    def own(self, known: Known) -> PerImage:
-        r"""Returns the energies of known rows."""
-        return known.value if self.soft is not None else self.beta * known.value
-
-    def other(self, known: Known, beta: PerImage) -> PerImage:
-        r"""Returns the energies of known rows at other inverse temperatures."""
-        soft = self.prior.soften(beta)
-        return beta * known.value if soft is None else soft(known.x)
+    def gain(self, known: Known, beta: PerImage) -> PerImage:
+        r"""Returns by how much the energies of known rows would fall if they had other factors."""
+        return (self.beta - beta) * known.value
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as HMC().")
 
     denoise = start = sample = _refuse
+
+
+class Softened(Tempered):
+    r"""The energies :math:`E_\beta(x)` of a prior that softens itself, with a :math:`\beta` for each row.
+
+    What is known of rows is their energy under their own :math:`\beta`, and has to be asked anew when that changes.
+
+    Arguments:
+        prior: The prior `E`.
+        beta: The inverse temperatures, `(S B,)`.
+        soft: What the prior softens itself to.
+    """
+
+    def __init__(self, prior: Prior, beta: PerImage, soft: Prior) -> None:
+        super().__init__(prior, beta)
+        self.soft = soft
+
+    def forward(self, x: Image) -> PerImage:
+        return self.soft(x)
+
+    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
+        known = self.knowing(x)
+        return known.value, known.gradient
+
+    def knowing(self, x: Image) -> Known:
+        if self.known is None or not torch.equal(self.known.x, x):
+            self.known = Known(x, *self.soft.value_and_grad(x))
+        return self.known
+
+    def gain(self, known: Known, beta: PerImage) -> PerImage:
+        other = self.prior.soften(beta)
+        assert other is not None
+        return known.value - other(known.x)
 
 
 def resumed(solver: Solver, law: Posterior, state: State, x: Image, noise: Noise) -> State:

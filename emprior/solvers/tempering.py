@@ -14,7 +14,7 @@ from emprior.solvers.base import Info, Solver, State, as_posterior
 from emprior.solvers.hmc import HMC
 from emprior.solvers.ladder import REJECTION, barriers, even, geometric
 from emprior.solvers.metric import metropolis, pooled
-from emprior.solvers.replica import Known, Tempered, resumed
+from emprior.solvers.replica import Known, Softened, Tempered, resumed
 from emprior.solvers.rungs import RungFidelity, RungNoise, Rungs, exchanged, taken
 
 
@@ -24,7 +24,7 @@ class TemperingState(State):
 
     Arguments:
         replicas: The state of the method, of all replicas in one batch; see :class:`emprior.solvers.rungs.Rungs`.
-        known: The rows of the batch, and their prior energies.
+        known: The rows of the batch, and their prior energies; see :class:`emprior.solvers.replica.Tempered`.
         ladder: The inverse temperatures of each row, `(K, S B)`.
         swaps: The probabilities of the swaps of neighbours since the ladder last changed, added up, `(K - 1, S B)`.
         tries: How many swaps that were, `(K - 1, 1)`.
@@ -66,11 +66,12 @@ class Tempering(Solver):
     modes are spikes a factor takes their mass away before it widens them, and replicas meet a transition of the first
     order; one that widens them and leaves their mass has none.
 
-    All replicas move in one batch, each with steps of its own, and in a metric of its own where the prior's spectrum
-    is known and the matrices can be held, else in that of :math:`\beta = 1`. A method of long paths is for it: where
-    the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to cross what replica `k` crosses, where
-    Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the step that it learnt; a swap costs no
-    gradient of the prior, which rows carry with them, but of one that softens itself an energy and a gradient.
+    All replicas move in one batch, each with steps of its own. Hamiltonian paths have a metric for each, that of
+    `ladder`, where the prior's spectrum is known and the matrices can be held, else that of :math:`\beta = 1`. A
+    method of long paths is for it: where the data see nothing a path must be :math:`\beta_k^{-1/2}` times as long to
+    cross what replica `k` crosses, where Langevin takes :math:`\beta_k^{-1}` times as many steps. A replica keeps the
+    step that it learnt; a swap costs no gradient of the prior, which rows carry with them, but of one that softens
+    itself an energy and a gradient.
 
     During burn-in the rungs are moved, for each image, until neighbours reject alike, and not more than half of the
     swaps: `K` rungs climb a barrier of :math:`\Lambda = (K - 1) / 2`. Where that does not reach to the end of
@@ -134,12 +135,16 @@ class Tempering(Solver):
             law, prior = tempered(posterior, ladder, rungs, known)
             replicas = resumed(self.solver, law, replicas, known.x, streams)
             known = prior.knowing(known.x)
-        asked = rungs.count * info.evaluations - (rungs.count - 1) * (state.count == 0)
-        if prior.soft is not None:
-            asked += rungs.count * (2 + (state.count == 0))
-        info = replace(info, evaluations=asked)
+        info = replace(info, evaluations=self._asked(info.evaluations, rungs.count, prior, state.count == 0))
         told = {"reach": ladder[-1], "rungs": self._wanted(energy, ladder, swaps, tries)}
         return _reported(rungs, count, replicas, known, ladder, swaps, tries), _first(rungs, info, told)
+
+    def _asked(self, each: int, rungs: int, prior: Tempered, first: bool) -> int:
+        r"""Returns the gradients of an iteration, from those of each replica: the start is asked for once, and rows
+        that are swapped twice more, where the prior softens itself."""
+        if not isinstance(prior, Softened):
+            return rungs * each - (rungs - 1) * first
+        return rungs * (each + 2 * (rungs > 1)) + first
 
     def _rungs(self, energy: Energy) -> Rungs:
         return Rungs(len(self.ladder), as_posterior(energy, "Tempering").fidelity.images)
@@ -166,7 +171,9 @@ def tempered(
 
     Its `weight` and the curvatures of its prior are those at :math:`\beta = 1`; the prior tells `beta`.
     """
-    prior, fidelity = Tempered(posterior.prior, rungs.join(ladder), known), RungFidelity(posterior.fidelity, rungs)
+    beta, fidelity = rungs.join(ladder), RungFidelity(posterior.fidelity, rungs)
+    soft = posterior.prior.soften(beta)
+    prior = Tempered(posterior.prior, beta, known) if soft is None else Softened(posterior.prior, beta, soft)
     return Posterior(fidelity, prior, posterior.weight, posterior.interaction), prior
 
 
@@ -191,7 +198,7 @@ def exchange(
     tried = (torch.arange(len(ladder) - 1, device=ladder.device)[:, None] % 2 == first).to(ladder)
     pair = tried.bool().expand(-1, ladder.shape[1])
     across = taken(ladder, exchanged(torch.cat([pair, torch.zeros_like(pair[:1])])))
-    gain = law.weight * rungs.split(prior.own(known) - prior.other(known, rungs.join(across)))
+    gain = law.weight * rungs.split(prior.gain(known, rungs.join(across)))
     closed = torch.full_like(ladder, -torch.inf)
     closed[:-1] = torch.where(pair, gain[:-1] + gain[1:], closed[:-1])
     probability, swapped = (rungs.split(part) for part in metropolis(rungs.join(closed), law, noise))

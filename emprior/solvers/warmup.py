@@ -141,7 +141,7 @@ def _isotropic(energy: Energy, x: Image) -> Tensor | None:
 
 
 def _beta(energy: Energy) -> Tensor | float:
-    r"""Returns the inverse temperature of each row, `(S B, 1)`, or 1."""
+    r"""Returns what the prior's curvatures of each row are to be multiplied by, `(S B, 1)`, or 1."""
     prior = energy.prior if isinstance(energy, Posterior) else None
     return 1.0 if prior is None or prior.beta is None else prior.beta[:, None]
 

@@ -27,7 +27,7 @@ STATES = 128
 """The most states of chains that are kept to choose them from."""
 
 LAWS, PROBLEMS = ("Laplace", "Student-t"), ("cifar10/inpainting", "cifar10/deblurring")
-"""The signals, and the problems of images, that have ranks too."""
+"""The laws of signals and the problems of images that :func:`calibration_at_length` is of."""
 
 TESTS = ("energy", "mean", "pixels")
 ALPHA = 0.01
@@ -46,7 +46,10 @@ def calibration(method: str | None, steps: int | None, images: int, seed: int) -
 
 
 def calibration_at_length(method: str | None, steps: int | None, images: int, seed: int) -> Iterator[Row]:
-    r"""Does so on signals with heavy tails, and on images of the mixture that is fitted to photographs."""
+    r"""Ranks truths among draws, on signals with heavy tails and on images of the mixture fitted to photographs.
+
+    See :func:`calibration`.
+    """
     pairs = PAIRS * images
     cases = [*signals.draws(pairs, seed, LAWS), *photographs.draws(pairs, seed, PROBLEMS)]
     yield from _ranked("calibration-long", cases, method, steps, seed)

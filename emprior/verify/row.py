@@ -57,7 +57,7 @@ class Draw:
     Arguments:
         suite: The suite.
         problem: Its name.
-        operator: The operator, a deepinv physics without a noise model.
+        operator: The operator, a deepinv physics; `sigma` goes before the noise model that it may have.
         prior: The prior that the truths were drawn from.
         x: The truths, `(B, *shape)`.
         y: Their measurements, `(B, *measured)`.

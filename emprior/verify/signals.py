@@ -3,9 +3,9 @@ r"""Signals with independent increments, whose posteriors an exact Gibbs sampler
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,7 @@ from emprior.priors.increments import BernoulliLaplace, Gaussian, Increments, La
 from emprior.priors.levy import LevyPrior
 from emprior.result import Result
 from emprior.verify.gibbs import posterior_draws
+from emprior.verify.path import Path
 from emprior.verify.row import Draw, Row
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ LONG, FAR = {"steps": 2000}, {"steps": 1000, "leaps": 128}
 """The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps."""
 
 OFTEN: dict[str, float] = {"steps": 8000, "leaps": 8, "rungs": 48}
-"""Those of replicas for such a law, from its own width to `WIDE` of a jump."""
+"""Those of replicas for such a law."""
 
 WIDE = 0.6
+"""The width of the last of them, in jumps."""
 
 SAMPLES = 4
 """The chains of each signal."""
@@ -90,13 +92,13 @@ def signals(method: str | None, steps: int | None, images: int, seed: int) -> It
         prior.settings["tempering"] = {**OFTEN, "last": last} if wide else LONG
         for problem in PROBLEMS:
             operator, sigma, y = measured(law, problem, images, seed)
-            path: list[Tensor] = []
+            path = Path(sys.maxsize)
             result = solve(
                 operator, y, prior, method=own, samples=SAMPLES, steps=steps, sigma=sigma, seed=seed, progress=False,
-                callback=partial(_follow, path),
+                callback=path,
             )  # fmt: skip
             assert result.diagnostics.draws is not None
-            kept = torch.stack(path[-int(result.diagnostics.draws.max()) :]).flatten(0, 1)
+            kept = torch.stack(path.after(path.last - int(result.diagnostics.draws.max()))).flatten(0, 1)
             truth = exact(law, operator, y, sigma, seed)
             posterior = [Posterior(GaussianFidelity(operator, y[b : b + 1], sigma), prior) for b in range(images)]
             yield Row.of(result, "signals", f"{problem}, {name}", compare(result, kept, truth, posterior), BARS)
@@ -111,10 +113,6 @@ def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:
         for problem in PROBLEMS:
             operator, sigma, y = measured(LAWS[name], problem, images, seed)
             yield Draw("signals", f"{problem}, {name}", operator, prior, x, y, sigma, "hmc", None)
-
-
-def _follow(path: list[Tensor], index: int, rows: Tensor) -> None:
-    path.append(rows)
 
 
 def make_operator(name: str) -> LinearPhysics:
