@@ -41,7 +41,7 @@ DECIBELS = 25.0
 """How far the noise is below the median power of what is measured."""
 
 LEVEL = 0.9
-LONG, FAR = {"steps": 2000}, {"steps": 1000, "leaps": 128}
+LONG, FAR = {"steps": 2000, "leaps": 9}, {"steps": 1000, "leaps": 128}
 """The lengths of Hamiltonian chains, for laws without a width and with one, of which a jump is hundreds of leaps."""
 
 OFTEN: dict[str, float] = {"steps": 8000, "leaps": 8, "rungs": 48}
