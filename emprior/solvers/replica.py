@@ -55,15 +55,15 @@ class Tempered(Prior):
 
     def __init__(self, prior: Prior, factor: PerImage, known: Known | None = None) -> None:
         super().__init__(prior.shape)
-        self.prior, self.beta, self.known = prior, factor, known
+        self.prior, self.factor, self.beta, self.known = prior, factor, factor, known
         self.curvature, self.spectrum = prior.curvature, prior.spectrum
 
     def forward(self, x: Image) -> PerImage:
-        return self.beta * self.prior(x)
+        return self.factor * self.prior(x)
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         known = self.knowing(x)
-        return self.beta * known.value, column(self.beta, x) * known.gradient
+        return self.factor * known.value, column(self.factor, x) * known.gradient
 
     def knowing(self, x: Image) -> Known:
         r"""Returns what is known of rows `x`."""
@@ -80,7 +80,7 @@ class Tempered(Prior):
 
     def gain(self, known: Known, beta: PerImage) -> PerImage:
         r"""Returns by how much the energies of known rows would fall if they had other factors."""
-        return (self.beta - beta) * known.value
+        return (self.factor - beta) * known.value
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("a tempered prior has an energy, but no denoiser and no draws. Temper a method such as HMC().")
@@ -100,23 +100,12 @@ class Softened(Tempered):
     """
 
     def __init__(self, prior: Prior, beta: PerImage, soft: Prior) -> None:
-        super().__init__(prior, beta)
-        self.soft = soft
-
-    def forward(self, x: Image) -> PerImage:
-        return self.soft(x)
-
-    def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
-        known = self.knowing(x)
-        return known.value, known.gradient
-
-    def knowing(self, x: Image) -> Known:
-        if self.known is None or not torch.equal(self.known.x, x):
-            self.known = Known(x, *self.soft.value_and_grad(x))
-        return self.known
+        super().__init__(soft, torch.ones_like(beta))
+        self.whole, self.beta = prior, beta
+        self.curvature, self.spectrum = prior.curvature, prior.spectrum
 
     def gain(self, known: Known, beta: PerImage) -> PerImage:
-        other = self.prior.soften(beta)
+        other = self.whole.soften(beta)
         assert other is not None
         return known.value - other(known.x)
 

@@ -17,7 +17,7 @@ class Path:
         limit: The most iterations that are kept.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = sys.maxsize) -> None:
         self.limit, self.stride, self.last = limit, 1, 0
         self.states: dict[int, Tensor] = {}
 

@@ -3,7 +3,6 @@ r"""Signals with independent increments, whose posteriors an exact Gibbs sampler
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -92,7 +91,7 @@ def signals(method: str | None, steps: int | None, images: int, seed: int) -> It
         prior.settings["tempering"] = {**OFTEN, "last": last} if wide else LONG
         for problem in PROBLEMS:
             operator, sigma, y = measured(law, problem, images, seed)
-            path = Path(sys.maxsize)
+            path = Path()
             result = solve(
                 operator, y, prior, method=own, samples=SAMPLES, steps=steps, sigma=sigma, seed=seed, progress=False,
                 callback=path,
