@@ -136,11 +136,18 @@ class Prior(Energy):
     spectrum: Spectrum | None = None
     """The mean curvature of `E` at each frequency and colour, where it is known; chains move in a metric made of it."""
 
+    looseness: float | None = 1.0
+    """The curvature of the Gaussian of the same covariance in that of `spectrum`; below 1 where modes are narrow.
+    Without it, as for a learned prior whose card has none, starts are made as if the spectrum were unknown."""
+
     beta: PerImage | None = None
     """What the curvatures of each row are to be multiplied by, `(B,)`, where rows of one batch are of several laws."""
 
     noise_limit: float = math.inf
     """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""
+
+    tweedie: bool = True
+    """Whether `denoise` is the mean under the density itself, so that its derivative is a covariance at every noise."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

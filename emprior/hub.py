@@ -79,6 +79,7 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePr
     prior.typical = card.typical or prior.typical
     if "spectrum" in card.metrics:
         prior.spectrum = Spectrum.read(card.metrics["spectrum"])
+        prior.looseness = card.metrics.get("looseness")
     return prior
 
 

@@ -32,7 +32,7 @@ def model(fidelity: GaussianFidelity, prior: GaussianPrior) -> Model:
 
 
 def split_law(
-    model: Model, sigmas: list[float], trust: float, weight: float, noisy: bool, drawn: bool
+    model: Model, sigmas: list[float], trust: float, weight: float, noisy: bool, drawn: bool = False
 ) -> tuple[Tensor, Tensor]:
     r"""The law after clean estimates `u = m + G (x + noisy sigma n - m)` and data steps from `u`, from `x = 0`.
 

@@ -9,8 +9,9 @@ import torch
 from conftest import SHAPE, make_operator
 from scipy.integrate import quad
 
+from emprior._conjugate import conjugate_gradients
 from emprior.energy import Energy, Posterior, Scaled, Sum
-from emprior.fidelity import GaussianFidelity, conjugate_gradients
+from emprior.fidelity import GaussianFidelity
 from emprior.interaction import Repulsion
 from emprior.interpolant import EnergyMatching
 from emprior.nets import POTENTIALS, make_potential

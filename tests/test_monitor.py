@@ -135,14 +135,14 @@ def test_chains_that_are_too_short_say_so(case, field):
 
 def test_a_verdict_asks_for_as_much_as_the_run_was_to_reach(case, field):
     operator, y, _ = case
-    result = emprior.solve(operator, y[:1], field, method="posterior", steps=100)
+    result = emprior.solve(operator, y[:1], field, method="posterior", steps=160)
     ess, (line,) = float(result.diagnostics.ess), result.diagnostics.verdict
     assert 100 < ess < 400
     assert result.status is Status.UNMIXED
     assert line.startswith("not trustworthy: ")
     assert "below 400" in line
     assert (
-        not emprior.solve(operator, y[:1], field, method="hmc", samples=4, steps=100)
+        not emprior.solve(operator, y[:1], field, method="hmc", samples=4, steps=160)
         .diagnostics.verdict[0]
         .startswith("not")
     )

@@ -61,6 +61,7 @@ class LevyPrior(Prior):
         turn = (math.pi / 2 * bands.frequency).sin().square()
         bend = 4 * turn + (2 - (bands.frequency == 0).double()) * (1 - turn) / length
         self.spectrum = Spectrum(tuple(bands.frequency.tolist()), (tuple((law.curvature * bend).tolist()),))
+        self.looseness = 1 / (law.curvature * law.variance)
         eye = torch.eye(length, dtype=torch.float64)
         difference = torch.diff(eye, prepend=torch.zeros_like(eye[:, :1]))
         frequencies, basis = torch.linalg.eigh(difference @ difference.mT)

@@ -23,14 +23,19 @@ CHUNK = 64
 STEPS = 60
 """Steps of :meth:`NetworkPrior.sample`."""
 
+LEVELS = 50
+"""The noise levels of annealed starts."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "map": {"steps": 36, "tolerance": 0.1},
-    "posterior": {"leaps": 16, "steps": 1500},
-    "hmc": {"leaps": 16},
+    "posterior": {"leaps": 16, "levels": LEVELS, "steps": 1500},
+    "hmc": {"leaps": 16, "levels": LEVELS},
+    **{method: {"levels": LEVELS} for method in ("flow", "gibbs", "mala", "skrock", "tempering", "ula")},
 }
 """The solver settings of a prior for which no others were validated. The mode of a learned density is smoother than
 any image, so that the descent ends soon after the continuation. Its curvature differs from place to place, so that
-paths go on after those of a Gaussian would have turned."""
+paths go on after those of a Gaussian would have turned. Its clean estimates keep some of the noise, so that more levels
+leave more of it."""
 
 
 class NetworkPrior(Prior):
@@ -50,6 +55,10 @@ class NetworkPrior(Prior):
         epsilon: The temperature :math:`\epsilon`.
         title: What messages call it.
     """
+
+    looseness = None
+    tweedie = False
+    r"""Clean estimates are those of the transport; far from the data their law is not :math:`\exp(-E)`."""
 
     def __init__(
         self,

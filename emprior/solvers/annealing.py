@@ -2,32 +2,48 @@ r"""Where chains start: clean estimates and data under falling noise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emprior._noise import Noise
 from emprior._types import Image
 from emprior.energy import Energy
 from emprior.solvers.base import Info, Solver, State, as_posterior, falling
+from emprior.solvers.conditional import Tilt, draw
+from emprior.solvers.metric import spectral
+
+
+@dataclass(frozen=True)
+class AnnealingState(State):
+    r"""The rows, and the curvature that each has shown."""
+
+    tilt: Tilt
 
 
 @dataclass(frozen=True)
 class Annealing(Solver):
-    r"""Alternates the prior's clean estimate and the data as noise falls, and ends with a draw.
+    r"""Alternates noise and the law of the image given its noisy version and the data, as noise falls.
 
-    .. math:: u = D(x + \sigma_k n, \sigma_k), \qquad
-              x = P^{-1}(u / r_k + A^\top y / \sigma^2), \qquad
-              P = \frac{1}{r_k} I + \frac{1}{\sigma^2} A^\top A,
+    .. math:: z = x + \tfrac{\sigma_k}{\sqrt{w}}\, n, \qquad
+              x \sim \mathcal{N}\left(P^{-1} \left(M D(z, \sigma_k) + \tfrac{1}{\sigma^2} A^\top y\right),
+              P^{-1}\right), \qquad
+              M = w \left(C + \tfrac{1}{\sigma_k^2} I\right), \quad P = M + \tfrac{1}{\sigma^2} A^\top A,
 
-    with :math:`D` the prior's denoiser and :math:`r_k = \rho \sigma_k^2 / w` the variance that the clean estimate is
-    trusted to. :math:`\sigma_k` falls geometrically from `start` to `stop`. At the last level `x` is drawn from
-    :math:`\mathcal{N}(x, P^{-1})`; before, a draw would be noisier where the data see nothing, and the denoiser would
-    be told too little. The noise makes each row another image of the posterior, at one gradient a level: near enough
-    to start a chain from, but with no law of its own. An operator that is not linear is left without the last draw,
-    and an interaction to the chain.
+    with :math:`D` the prior's denoiser, `w` its weight and :math:`C` its curvature in each band of frequency: that of
+    its spectrum times its `looseness`, and where `tweedie` holds what each row shows of its own, see
+    :class:`emprior.solvers.conditional.Tilt`. :math:`\sigma_k` falls geometrically from `start` to `stop`. Under a
+    Gaussian prior whose curvature is C it is a Gibbs sampler, and `x` follows the posterior at every level; under
+    another it is near enough to start a chain from, at one gradient a level.
+
+    A prior that knows no spectrum has :math:`M = w / (\rho \sigma_k^2)\, I`, with the noise :math:`\sigma_k` whatever
+    its weight, and `x` is drawn at the last level alone; before, a draw would be noisier where the data see nothing,
+    and the denoiser would be told too little. So it is with an operator that is not linear, without the last draw. An
+    interaction is left to the chain.
 
     References:
         | Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing (Zhang et al., 2024)
         | https://arxiv.org/abs/2407.01521
+        | Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors (Wu et al., 2024)
+        | https://arxiv.org/abs/2405.18782
         | Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023)
         | https://arxiv.org/abs/2305.08995
 
@@ -35,7 +51,7 @@ class Annealing(Solver):
         steps: The number of noise levels.
         start: The first noise level, in public units; at most the prior's `noise_limit`.
         stop: The last noise level, in public units.
-        trust: The factor :math:`\rho`.
+        trust: The factor :math:`\rho`, for a prior that knows no spectrum.
     """
 
     steps: int = 100
@@ -44,16 +60,28 @@ class Annealing(Solver):
     trust: float = 0.5
     samples = True
 
-    def init(self, energy: Energy, x: Image, noise: Noise) -> State:
+    def init(self, energy: Energy, x: Image, noise: Noise) -> AnnealingState:
         as_posterior(energy, "Annealing")
-        return State.at(x)
+        at = State.at(x)
+        return AnnealingState(at.x, at.count, at.done, at.value, Tilt.of(x))
 
-    def step(self, energy: Energy, state: State, noise: Noise) -> tuple[State, Info]:
-        posterior, shape = as_posterior(energy, "Annealing"), state.x.shape[1:]
-        fidelity, prior = posterior.fidelity, posterior.prior
+    def step(self, energy: Energy, state: AnnealingState, noise: Noise) -> tuple[AnnealingState, Info]:
+        posterior, n = as_posterior(energy, "Annealing"), noise.normal(*state.x.shape[1:])
+        fidelity, prior, weight = posterior.fidelity, posterior.prior, posterior.weight
         sigma = falling(self.start, self.stop, state.count, self.steps, prior.noise_limit)
-        u = prior.denoise(state.x + sigma * noise.normal(*shape), sigma)
-        r = self.trust * sigma**2 / posterior.weight
-        if fidelity.linear and state.count + 1 == self.steps:
-            u = u + r**0.5 * noise.normal(*shape) + r * fidelity.whiten(noise.normal(*fidelity.measured))
-        return State(fidelity.prox(u, r), state.count + 1, state.done, None), Info()
+        loose = prior.looseness
+        spectrum = spectral(posterior, state.x) if fidelity.linear and loose is not None else None
+        tilt, variance = state.tilt, sigma**2 / weight
+        if spectrum is None or loose is None:
+            clean, r = prior.denoise(state.x + sigma * n, sigma), self.trust * variance
+            if fidelity.linear and state.count + 1 == self.steps:
+                last = noise.normal(*state.x.shape[1:])
+                clean = clean + r**0.5 * last + r * fidelity.whiten(noise.normal(*fidelity.measured))
+            x = fidelity.prox(clean, r)
+        else:
+            clean = prior.denoise(state.x + variance**0.5 * n, sigma)
+            spectrum = replace(spectrum, curvature=loose * spectrum.curvature)
+            if prior.tweedie and state.count:
+                tilt = tilt.seen(spectrum, state.x, n, clean, variance)
+            x = draw(fidelity, tilt.on(spectrum), clean, variance, noise)
+        return AnnealingState(x, state.count + 1, state.done, None, tilt), Info()

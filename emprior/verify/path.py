@@ -35,10 +35,16 @@ class Path:
         return [rows for index, rows in self.states.items() if first < index <= last]
 
     def draws(self, result: Result, image: int, count: int) -> Tensor:
-        r"""Returns at most `count` draws of an image that its result accounts for, evenly spaced, `(n, d)` float64."""
+        r"""Returns at most `count` draws of an image that its result accounts for, `(n, d)` float64.
+
+        They are evenly spaced in time, and one of each chain after the other: draw `k` of `n` is the state
+        :math:`\lfloor (k + 1/2) T / n \rfloor` of the `T` kept ones, of chain `k` modulo `S`.
+        """
         assert result.diagnostics.draws is not None
         first = self.last - int(result.diagnostics.draws.max())
         end = first + int(result.diagnostics.draws[image])
-        kept = torch.cat([rows[:, image] for rows in self.after(first, end)])
-        chosen = torch.linspace(0, len(kept) - 1, min(count, len(kept)), dtype=torch.float64).round().long()
-        return kept[chosen].flatten(1).double()
+        kept = torch.stack([rows[:, image] for rows in self.after(first, end)])
+        times, chains = kept.shape[:2]
+        n = min(count, times * chains)
+        k = torch.arange(n)
+        return kept[(2 * k + 1) * times // (2 * n), k % chains].flatten(1).double()

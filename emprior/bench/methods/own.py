@@ -139,7 +139,7 @@ def _note(result: Result) -> str:
 
 POSTERIOR = Method(
     "posterior", posterior, "emprior", REFERENCE,
-    settings={"chains": 4, "levels": 100, "leaps": 16, "steps": 1500, "weight": 1.0},
+    settings={"chains": 4, "levels": 50, "leaps": 16, "steps": 1500, "weight": 1.0},
     ranges={"weight": (0.4, 2.5)},
     within=_chains_within,
 )  # fmt: skip
@@ -161,6 +161,6 @@ METHODS = {
         MAP,
         run=minimum_blind,
         within=_blind_within,
-        settings={**MAP.settings, "levels": 100, "leaps": 16, "chain": 200},
+        settings={**MAP.settings, "levels": 50, "leaps": 16, "chain": 200},
     ),
 }
