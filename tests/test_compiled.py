@@ -20,7 +20,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture
 def loss():
     torch.manual_seed(0)
-    potential = make_potential("inner_product", channels=1, widths=[8, 8], blocks=1)
+    potential = make_potential("inner_product", channels=1, widths=[8], blocks=1)
     return GradientMatchingLoss(potential, EnergyMatching(), strength=0.1, clamp=10.0)
 
 

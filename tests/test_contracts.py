@@ -55,6 +55,7 @@ def train_shortly(folder: Path, arguments: list[str]) -> None:
     line = [part.replace("data.source=PATH", f"data.source={folder / 'x.npy'}") for part in line]
     small = [
         "train.batch_size=4",
+        "train.compile=false",
         "transport.steps=2",
         "contrast.steps=1",
         "contrast.chains=4",

@@ -126,7 +126,7 @@ def test_pgd_reaches_the_map(g_first):
         data_fidelity=deepinv.optim.L2(sigma=sigma),
         prior=as_deepinv_prior(prior),
         stepsize=stepsize,
-        max_iter=400 if g_first else 80,
+        max_iter=400 if g_first else 40,
         g_first=g_first,
     )
     found = method(y, physics)
@@ -141,7 +141,7 @@ def test_optim_builder_reaches_the_map():
         data_fidelity=deepinv.optim.L2(sigma=sigma),
         prior=as_deepinv_prior(prior),
         params_algo={"stepsize": sigma**2, "lambda": 1.0},
-        max_iter=80,
+        max_iter=40,
     )
     torch.testing.assert_close(method(y, physics), prior.posterior(physics, y, sigma).mean, rtol=0, atol=1e-6)
 
@@ -188,7 +188,7 @@ def test_pnp_reaches_the_fixed_point_of_its_denoiser():
         prior=deepinv.optim.PnP(as_denoiser(prior)),
         stepsize=sigma**2,
         sigma_denoiser=level,
-        max_iter=80,
+        max_iter=40,
     )
     # Wiener's filter at level s is the proximal step of s^2 E, so PnP weighs the prior by (s / sigma)^2
     weighed = GaussianPrior(prior.mean, prior.covariance_matrix() * (sigma / level) ** 2)

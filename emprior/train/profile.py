@@ -3,12 +3,12 @@ r"""How fast training and gradients are, beside the plainest way to write them, 
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -26,6 +26,9 @@ from emprior.train.model import MODELS
 from emprior.train.trainer import Trainer
 
 ENDLESS = 10**9
+
+LONG = 0.1
+"""The seconds of one operation after which the peak is not looked for in a larger one."""
 
 RESET = Path("/proc/self/clear_refs")
 """Where Linux takes the wish to measure the peak memory anew."""
@@ -59,7 +62,7 @@ class Meter:
 
     def __init__(self, device: torch.device, batch: int) -> None:
         self.device, self.batch = device, batch
-        self.peak = functools.cache(self._peak)
+        self.peak = cache(self._peak)
 
     def read(
         self,
@@ -77,14 +80,22 @@ class Meter:
         return Speed(name, self.batch / spent, share, self._memory())
 
     def _peak(self, dtype: torch.dtype) -> float:
-        r"""Returns the most operations a second of a large matrix product or convolution; libraries differ in which."""
-        a = torch.randn(2048, 2048, device=self.device).to(dtype)
-        x = torch.randn(64, 256, 32, 32, device=self.device).to(dtype, memory_format=torch.channels_last)
-        kernel = torch.randn(256, 256, 3, 3, device=self.device).to(dtype)
-        product, convolution = 2 * 2048**3, 2 * x.numel() * kernel[0].numel()
-        with torch.no_grad():
-            seconds = min(self._durations(lambda: a @ a, 5))
-            return max(product / seconds, convolution / min(self._durations(lambda: F.conv2d(x, kernel, padding=1), 5)))
+        r"""Returns the most operations a second of a matrix product or convolution; libraries differ in which.
+
+        They grow until one takes a while: a processor without the type needs minutes where another needs milliseconds.
+        """
+        found = 0.0
+        for size in (256, 512, 1024, 2048):
+            a = torch.randn(size, size, device=self.device).to(dtype)
+            x = torch.randn(size // 32, 256, 32, 32, device=self.device).to(dtype, memory_format=torch.channels_last)
+            kernel = torch.randn(256, 256, 3, 3, device=self.device).to(dtype)
+            with torch.no_grad():
+                product = min(self._durations(partial(torch.mm, a, a), 5))
+                convolution = min(self._durations(partial(F.conv2d, x, kernel, padding=1), 5))
+            found = max(found, 2 * size**3 / product, 2 * x.numel() * kernel[0].numel() / convolution)
+            if max(product, convolution) > LONG:
+                break
+        return found
 
     def _durations(self, work: Callable[[], object], repeats: int) -> list[float]:
         spent = []
