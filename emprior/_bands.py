@@ -146,8 +146,13 @@ class Spectrum:
             inside = (bands.band == band).reshape(like.shape[1:])
             v = bands.join(torch.where(inside, signs, 0))
             found[band] = float((v * curve(v)).sum()) / (len(like) * int(inside.sum()))
+        return Spectrum.of(bands, found)
+
+    @staticmethod
+    def of(bands: Bands, values: Tensor) -> Spectrum:
+        r"""Returns the spectrum that has these values in the bands of a basis, `(bands,)`."""
         rows = [bands.colour == colour for colour in range(int(bands.colour.max()) + 1)]
-        return Spectrum(tuple(bands.frequency[rows[0]].tolist()), tuple(tuple(found[row].tolist()) for row in rows))
+        return Spectrum(tuple(bands.frequency[rows[0]].tolist()), tuple(tuple(values[row].tolist()) for row in rows))
 
     @staticmethod
     def read(tree: Mapping[str, Any]) -> Spectrum:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emprior._bands import Spectrum
+from emprior._bands import Bands, Spectrum
 from emprior._noise import Noise
 from emprior._rows import column
 from emprior._types import Image, PerImage
@@ -136,18 +136,11 @@ class Prior(Energy):
     spectrum: Spectrum | None = None
     """The mean curvature of `E` at each frequency and colour, where it is known; chains move in a metric made of it."""
 
-    looseness: float | None = 1.0
-    """The curvature of the Gaussian of the same covariance in that of `spectrum`; below 1 where modes are narrow.
-    Without it, as for a learned prior whose card has none, starts are made as if the spectrum were unknown."""
-
     beta: PerImage | None = None
     """What the curvatures of each row are to be multiplied by, `(B,)`, where rows of one batch are of several laws."""
 
     noise_limit: float = math.inf
     """The largest noise level that `denoise` knows, in public units; solvers with falling noise start below it."""
-
-    tweedie: bool = True
-    """Whether `denoise` is the mean under the density itself, so that its derivative is a covariance at every noise."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -162,6 +155,14 @@ class Prior(Energy):
     def accepts(self, shape: tuple[int, ...]) -> bool:
         r"""Whether the energy is defined for images of `shape`."""
         return tuple(shape) == self.shape
+
+    def precision(self, bands: Bands, sigma: float) -> Tensor | None:
+        r"""Returns the curvature of the law of an image given its version under noise `sigma`, beside the noise's.
+
+        It is that of each band of a basis, `(bands,)`, or None if it is unknown: the curvature of `E` where the law is
+        about Gaussian; see :class:`emprior._restoration.Restoration` for what it is where it is not.
+        """
+        return None if self.spectrum is None else self.spectrum.on(bands)
 
     def soften(self, beta: PerImage) -> Prior | None:
         r"""Returns the prior :math:`E_\beta` of replicas at inverse temperatures `beta`, one for each row.

@@ -24,6 +24,7 @@ from emprior._bands import Spectrum
 from emprior._check import nearest
 from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
+from emprior._restoration import Restoration
 from emprior.card import CARD, KINDS, WEIGHTS, Card, cure
 from emprior.denoiser import NetworkDenoiser
 from emprior.interpolant import make_interpolant
@@ -79,7 +80,8 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePr
     prior.typical = card.typical or prior.typical
     if "spectrum" in card.metrics:
         prior.spectrum = Spectrum.read(card.metrics["spectrum"])
-        prior.looseness = card.metrics.get("looseness")
+    if "restoration" in card.metrics and isinstance(prior, NetworkPrior):
+        prior.restoration = Restoration.read(card.metrics["restoration"])
     return prior
 
 

@@ -18,7 +18,7 @@ from emprior.energy import Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.operators import cast, without_noise
 from emprior.priors import GaussianPrior
-from emprior.priors.increments import BernoulliLaplace, Gaussian
+from emprior.priors.increments import BernoulliLaplace
 from emprior.priors.levy import LevyPrior
 from emprior.solvers import METHODS, Annealing, Stage, conditional, run, validated
 from emprior.solvers.conditional import Tilt, draw
@@ -120,12 +120,12 @@ def test_components_are_started_in_by_their_weight():
     x = prior.sample(4, seed=0)
     y = problem.measure(x, seed=0)
     weights = prior.posterior(cast(problem.operator, y.double()), y.double(), problem.sigma).weights
-    posterior, keys = Posterior(GaussianFidelity(problem.operator, y, problem.sigma), prior), range(16)
+    posterior = Posterior(GaussianFidelity(problem.operator, y, problem.sigma), prior)
     noise = Noise([(chain, image) for chain in range(4) for image in range(4)], dtype=x.dtype)
-    rows = run([Stage(Annealing(), 100)], posterior, torch.zeros(len(keys), *x.shape[1:]), noise, 4).x
+    rows = run([Stage(Annealing(), 100)], posterior, torch.zeros(16, *x.shape[1:]), noise, 4).x
     chosen = prior.responsibilities(rows).argmax(1).reshape(4, 4)
     share = torch.stack([weights[image, chosen[:, image]] for image in range(4)]).mean()
-    assert share > 0.85
+    assert share > 0.97
 
 
 def followed(prior, spectrum, sigmas):
@@ -161,25 +161,17 @@ def test_noise_far_from_the_scale_of_a_prior_tells_nothing_of_it(banded, sigma):
     assert (tilt.variance > 1).all()
 
 
-def test_a_learned_prior_tells_no_covariances_and_has_fewer_levels(monkeypatch):
+def test_a_learned_prior_has_fewer_levels():
     prior = emprior.load_prior("mnist")
     for method, recipe in METHODS.items():
         if recipe.samples:
             assert validated(method, prior.settings).levels == 50
             assert validated(method, {}).levels == 100
-    monkeypatch.setattr(Tilt, "seen", lambda *_: pytest.fail("its clean estimates are not those of its density"))
-    y = torch.full((1, *prior.shape), 0.2)
-    posterior = Posterior(
-        GaussianFidelity(emprior.as_operator(torch.eye(y.numel()), shape=prior.shape), y.flatten(1), 0.1), prior
-    )
-    rows = run([Stage(Annealing(3), 3)], posterior, y, Noise([(0, 0)]), 1).x
-    assert rows.isfinite().all()
 
 
 def test_starts_of_signals_hold_to_their_data():
     """A curvature that is the mean of narrow modes and wide ones would make the data seem weak."""
     prior = LevyPrior(BernoulliLaplace(0.1, 0.1, width=5e-4), 32)
-    assert LevyPrior(Gaussian(0.1), 32).looseness == pytest.approx(1)
     x = prior.sample(2, seed=0)
     fidelity = GaussianFidelity(emprior.as_operator(torch.eye(32).double(), shape=prior.shape), x.flatten(1), 0.05)
     noise = Noise([(s, b) for s in range(16) for b in range(2)], dtype=torch.float64)
@@ -189,5 +181,5 @@ def test_starts_of_signals_hold_to_their_data():
         return fidelity.residual(run([Stage(Annealing(), 100)], Posterior(fidelity, prior), rows, noise, 2).x).mean()
 
     assert residual() < 0.9
-    prior.looseness = 1.0
+    prior.precision = lambda bands, sigma: prior.spectrum.on(bands)
     assert residual() > 1

@@ -11,6 +11,8 @@ import torch
 from deepinv.physics import Denoising
 from laws import assert_drawn_from, assert_moments, model
 
+import emprior
+from emprior._bands import Bands
 from emprior.bench.meter import Meter, MeteredPrior
 from emprior.bench.methods import METHODS, Models, Task, chosen
 from emprior.bench.methods import deepinv_samplers as of_deepinv
@@ -18,6 +20,7 @@ from emprior.bench.methods.diffusion import END, WIDEST, directions, geometric, 
 from emprior.bench.methods.plug_and_play import red_gradient
 from emprior.bench.plan import Plan
 from emprior.bench.runner import paced_settings
+from emprior.energy import Prior
 from emprior.interop import as_denoiser
 from emprior.priors import GaussianPrior
 from emprior.verify import fields
@@ -354,3 +357,12 @@ def test_what_is_said_of_methods(name):
     assert method.reference
     for key, (low, high) in method.ranges.items():
         assert low <= method.settings[key] <= high
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10-mixture"])
+def test_a_counted_prior_is_the_prior_in_all_else(name):
+    prior = emprior.load_prior(name)
+    counted, bands = MeteredPrior(prior, Meter()), Bands.of(torch.zeros(1, *prior.shape))
+    for attribute in (*Prior.__annotations__, "settings", "shape"):
+        assert getattr(counted, attribute) == getattr(prior, attribute), attribute
+    assert torch.equal(counted.precision(bands, 0.1), prior.precision(bands, 0.1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from emprior._bands import Bands
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
@@ -75,6 +76,9 @@ class MeteredPrior(Prior):
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return self.prior.accepts(shape)
+
+    def precision(self, bands: Bands, sigma: float) -> Tensor | None:
+        return self.prior.precision(bands, sigma)
 
     def soften(self, beta: PerImage) -> Prior | None:
         soft = self.prior.soften(beta)

@@ -61,7 +61,6 @@ class LevyPrior(Prior):
         turn = (math.pi / 2 * bands.frequency).sin().square()
         bend = 4 * turn + (2 - (bands.frequency == 0).double()) * (1 - turn) / length
         self.spectrum = Spectrum(tuple(bands.frequency.tolist()), (tuple((law.curvature * bend).tolist()),))
-        self.looseness = 1 / (law.curvature * law.variance)
         eye = torch.eye(length, dtype=torch.float64)
         difference = torch.diff(eye, prepend=torch.zeros_like(eye[:, :1]))
         frequencies, basis = torch.linalg.eigh(difference @ difference.mT)
@@ -85,6 +84,11 @@ class LevyPrior(Prior):
         gain = 1 / (1 + ratio[..., None] * self.frequencies.to(x))
         basis = self.basis.to(x)
         return (x @ basis * gain) @ basis.mT
+
+    def precision(self, bands: Bands, sigma: float) -> Tensor:
+        r"""Returns that of Wiener's filter, whose errors are those of Gaussian signals of the same covariance."""
+        assert self.spectrum is not None
+        return self.spectrum.on(bands) / (self.law.curvature * self.law.variance)
 
     def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         r"""Draws rows from the prior itself, `(rows, 1, 1, n)`."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from emprior._bands import Bands
 from emprior._compiled import CompiledGradient
 from emprior._noise import Noise
+from emprior._restoration import Restoration
 from emprior._rows import column
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
@@ -56,9 +58,8 @@ class NetworkPrior(Prior):
         title: What messages call it.
     """
 
-    looseness = None
-    tweedie = False
-    r"""Clean estimates are those of the transport; far from the data their law is not :math:`\exp(-E)`."""
+    restoration: Restoration | None = None
+    """How well its clean estimates restore images, where it is known."""
 
     def __init__(
         self,
@@ -124,6 +125,10 @@ class NetworkPrior(Prior):
         s = self.interpolant.fraction(2 * levels)
         z = column(self.interpolant.coefficients(s)[2], x) * (2 * x - 1)
         return (self.interpolant.endpoint(z, self.potential_gradient(z), s) + 1) / 2
+
+    def precision(self, bands: Bands, sigma: float) -> Tensor | None:
+        r"""Returns that of its `restoration`, None if it was not measured."""
+        return None if self.restoration is None else self.restoration.on(bands, sigma)
 
     def potential_gradient(self, z: Tensor) -> Tensor:
         r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, differentiable if `z` is."""

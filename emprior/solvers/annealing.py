@@ -2,14 +2,15 @@ r"""Where chains start: clean estimates and data under falling noise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from emprior._bands import Bands
 from emprior._noise import Noise
 from emprior._types import Image
 from emprior.energy import Energy
 from emprior.solvers.base import Info, Solver, State, as_posterior, falling
 from emprior.solvers.conditional import Tilt, draw
-from emprior.solvers.metric import spectral
+from emprior.solvers.metric import BandMetric
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class Annealing(Solver):
               P^{-1}\right), \qquad
               M = w \left(C + \tfrac{1}{\sigma_k^2} I\right), \quad P = M + \tfrac{1}{\sigma^2} A^\top A,
 
-    with :math:`D` the prior's denoiser, `w` its weight and :math:`C` its curvature in each band of frequency: that of
-    its spectrum times its `looseness`, and where `tweedie` holds what each row shows of its own, see
+    with :math:`D` the prior's denoiser, `w` its weight and :math:`C` the `precision` of its clean estimates under that
+    noise in each band of frequency, times what each row shows of its own, see
     :class:`emprior.solvers.conditional.Tilt`. :math:`\sigma_k` falls geometrically from `start` to `stop`. Under a
     Gaussian prior whose curvature is C it is a Gibbs sampler, and `x` follows the posterior at every level; under
     another it is near enough to start a chain from, at one gradient a level.
 
-    A prior that knows no spectrum has :math:`M = w / (\rho \sigma_k^2)\, I`, with the noise :math:`\sigma_k` whatever
+    A prior that knows no precision has :math:`M = w / (\rho \sigma_k^2)\, I`, with the noise :math:`\sigma_k` whatever
     its weight, and `x` is drawn at the last level alone; before, a draw would be noisier where the data see nothing,
     and the denoiser would be told too little. So it is with an operator that is not linear, without the last draw. An
     interaction is left to the chain.
@@ -51,7 +52,7 @@ class Annealing(Solver):
         steps: The number of noise levels.
         start: The first noise level, in public units; at most the prior's `noise_limit`.
         stop: The last noise level, in public units.
-        trust: The factor :math:`\rho`, for a prior that knows no spectrum.
+        trust: The factor :math:`\rho`, for a prior that knows no precision.
     """
 
     steps: int = 100
@@ -69,10 +70,10 @@ class Annealing(Solver):
         posterior, n = as_posterior(energy, "Annealing"), noise.normal(*state.x.shape[1:])
         fidelity, prior, weight = posterior.fidelity, posterior.prior, posterior.weight
         sigma = falling(self.start, self.stop, state.count, self.steps, prior.noise_limit)
-        loose = prior.looseness
-        spectrum = spectral(posterior, state.x) if fidelity.linear and loose is not None else None
+        bands = Bands.of(state.x)
+        precision = prior.precision(bands, sigma) if fidelity.linear else None
         tilt, variance = state.tilt, sigma**2 / weight
-        if spectrum is None or loose is None:
+        if precision is None:
             clean, r = prior.denoise(state.x + sigma * n, sigma), self.trust * variance
             if fidelity.linear and state.count + 1 == self.steps:
                 last = noise.normal(*state.x.shape[1:])
@@ -80,8 +81,8 @@ class Annealing(Solver):
             x = fidelity.prox(clean, r)
         else:
             clean = prior.denoise(state.x + variance**0.5 * n, sigma)
-            spectrum = replace(spectrum, curvature=loose * spectrum.curvature)
-            if prior.tweedie and state.count:
-                tilt = tilt.seen(spectrum, state.x, n, clean, variance)
-            x = draw(fidelity, tilt.on(spectrum), clean, variance, noise)
+            told = BandMetric(bands, weight * precision.to(state.x)[None])
+            if state.count:
+                tilt = tilt.seen(told, state.x, n, clean, variance)
+            x = draw(fidelity, tilt.on(told), clean, variance, noise)
         return AnnealingState(x, state.count + 1, state.done, None, tilt), Info()

@@ -19,7 +19,7 @@ DRIFT = 0.01
 """The variance of the change of a log-curvature from one noise level to the next."""
 
 LIMIT = 3.0
-"""The largest logarithm of a curvature relative to the spectrum's."""
+"""The largest logarithm of a curvature relative to what the prior tells."""
 
 ERROR = 0.05
 """The error of a draw, in standard deviations of the clean estimate."""
@@ -30,7 +30,7 @@ ITERATIONS = 100
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    r"""By what the curvature of each band differs from that of the prior's spectrum, :math:`c_b e^{\theta_b}`.
+    r"""By what the curvature of each band differs from the precision that the prior tells, :math:`c_b e^{\theta_b}`.
 
     The covariance of an image given its noisy version is the derivative of its clean estimate (Tweedie), and by
     Stein's identity the noise itself is a probe for it: with `z = x + s n` and :math:`n_b` coefficients in a band,
@@ -41,7 +41,7 @@ class Tilt:
               = \frac{n_b}{1 + s^2 c_b e^{\theta_b}}.
 
     A Kalman filter follows :math:`\theta_b` from level to level, at no gradient but that of the estimate itself. It
-    starts from :math:`\mathcal{N}(0, 1)`: a spectrum, the mean over images, is that of one image up to about a factor
+    starts from :math:`\mathcal{N}(0, 1)`: what is told, a mean over images, is that of one image up to about a factor
     of e.
 
     References:
@@ -64,22 +64,22 @@ class Tilt:
         empty = x.new_zeros(len(x), Bands.of(x).count)
         return Tilt(empty, torch.ones_like(empty))
 
-    def on(self, spectrum: BandMetric) -> BandMetric:
+    def on(self, told: BandMetric) -> BandMetric:
         r"""Returns the curvature :math:`c_b e^{\theta_b}` of each row and band."""
-        return BandMetric(spectrum.bands, spectrum.curvature * self.mean.exp())
+        return BandMetric(told.bands, told.curvature * self.mean.exp())
 
-    def seen(self, spectrum: BandMetric, x: Image, n: Image, clean: Image, variance: float) -> Tilt:
+    def seen(self, told: BandMetric, x: Image, n: Image, clean: Image, variance: float) -> Tilt:
         r"""Takes in one clean estimate.
 
         Arguments:
-            spectrum: The curvature :math:`c_b`.
+            told: The curvature :math:`c_b`.
             x: The rows.
             n: The white noise that was added to them.
             clean: The estimate :math:`D(x + s n)`.
             variance: The variance of that noise, :math:`s^2`.
         """
-        bands, noise = spectrum.bands, spectrum.bands.split(n)
-        share = 1 / (1 + variance * self.on(spectrum).curvature)
+        bands, noise = told.bands, told.bands.split(n)
+        share = 1 / (1 + variance * self.on(told).curvature)
         power = bands.sums(noise.square())
         surprise = bands.sums(noise * bands.split(clean - x)) / variance**0.5 - share * power
         known, slope = self.variance + DRIFT, -share * (1 - share) * power

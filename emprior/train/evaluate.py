@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emprior._bands import Spectrum
 from emprior._noise import Noise, generator
+from emprior._restoration import Restoration
 from emprior._rows import dot
 from emprior._types import Image, PerImage
 from emprior.denoiser import NetworkDenoiser
@@ -22,6 +23,10 @@ from emprior.train.frame import Frame, Gradient
 from emprior.train.negatives import kinetic
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5)
+"""The noise that denoising is judged at."""
+
+RESTORED = (0.0125, 0.03, 0.075, 0.2, 0.5, 1.2, 3.0)
+"""The noise that annealed starts are told of."""
 
 
 def denoising_psnr(prior: NetworkPrior | NetworkDenoiser, images: Tensor, sigma: float, seed: int = 0) -> float:
@@ -140,9 +145,28 @@ def spectrum(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, An
         return torch.cat([_curve(prior, *pair) for pair in zip(x.split(64), v.split(64), strict=True)])
 
     found = Spectrum.measure(curve, x)
+    return {"frequency": [round(f, 4) for f in found.frequency], "curvature": _curvatures(found)}
+
+
+def _curvatures(found: Spectrum) -> list[list[float]]:
+    return [[float(f"{c:.3g}") for c in row] for row in found.curvature]
+
+
+def restoration(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, Any]:
+    r"""Returns how well clean estimates restore images under each noise of `RESTORED`, by frequency and colour.
+
+    See :class:`emprior._restoration.Restoration`. It costs a gradient for each image and level.
+    """
+
+    def denoise(x: Image, sigma: float) -> Image:
+        return torch.cat([prior.denoise(part, sigma) for part in x.split(256)])
+
+    levels = [level for level in RESTORED if level < prior.noise_limit] or [prior.noise_limit]
+    found = Restoration.measure(denoise, images, levels, seed)
     return {
-        "frequency": [round(f, 4) for f in found.frequency],
-        "curvature": [[float(f"{c:.3g}") for c in row] for row in found.curvature],
+        "sigma": levels,
+        "frequency": [round(f, 4) for f in found.curvature[0].frequency],
+        "curvature": [_curvatures(level) for level in found.curvature],
     }
 
 
@@ -183,6 +207,7 @@ def measure(
     return figures | {
         "energy": energies(model, images),
         "spectrum": spectrum(model, images[:few]),
+        "restoration": restoration(model, images),
         "drift": round(float(drift(model, images).mean()), 4),
         "chain": {"images": min(few, len(images)), **chain(model, images[:few], 300)},
     }
@@ -199,4 +224,5 @@ def measure_essentials(
         "measured_on": "training images",
         "energy": energies(prior, images),
         "spectrum": spectrum(prior, images[:few]),
+        "restoration": restoration(prior, images),
     }
