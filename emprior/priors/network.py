@@ -127,8 +127,15 @@ class NetworkPrior(Prior):
         return (self.interpolant.endpoint(z, self.potential_gradient(z), s) + 1) / 2
 
     def precision(self, bands: Bands, sigma: float) -> Tensor | None:
-        r"""Returns that of its `restoration`, None if it was not measured."""
-        return None if self.restoration is None else self.restoration.on(bands, sigma)
+        r"""Returns that of its `restoration`, None if it was not measured.
+
+        It is at most the mean curvature of `E` (van Trees' bound of the error): under less noise than the thermal noise
+        that the density includes, clean images are known better than draws of it.
+        """
+        if self.restoration is None:
+            return None
+        restored, energetic = self.restoration.on(bands, sigma), super().precision(bands, sigma)
+        return restored if energetic is None else torch.minimum(restored, energetic)
 
     def potential_gradient(self, z: Tensor) -> Tensor:
         r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, differentiable if `z` is."""
