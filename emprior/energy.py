@@ -156,13 +156,18 @@ class Prior(Energy):
         r"""Whether the energy is defined for images of `shape`."""
         return tuple(shape) == self.shape
 
-    def precision(self, bands: Bands, sigma: float) -> Tensor | None:
+    def precision(self, x: Image, sigma: float) -> Tensor | None:
         r"""Returns the curvature of the law of an image given its version under noise `sigma`, beside the noise's.
 
-        It is that of each band of a basis, `(bands,)`, or None if it is unknown: the curvature of `E` where the law is
-        about Gaussian; see :class:`emprior._restoration.Restoration` for what it is where it is not.
+        It is that of each band of the :class:`emprior._bands.Bands` of rows like `x`, `(bands,)`, or None if it is
+        unknown: by default the mean curvature of `E`, which it is for a Gaussian of independent bands. See
+        :class:`emprior._restoration.Restoration` for what it is elsewhere.
+
+        Arguments:
+            x: Rows of its shape, `(B, *shape)`.
+            sigma: The noise, in public units.
         """
-        return None if self.spectrum is None else self.spectrum.on(bands)
+        return None if self.spectrum is None else self.spectrum.on(Bands.of(x))
 
     def soften(self, beta: PerImage) -> Prior | None:
         r"""Returns the prior :math:`E_\beta` of replicas at inverse temperatures `beta`, one for each row.

@@ -12,7 +12,6 @@ from deepinv.physics import Denoising
 from laws import assert_drawn_from, assert_moments, model
 
 import emprior
-from emprior._bands import Bands
 from emprior.bench.meter import Meter, MeteredPrior
 from emprior.bench.methods import METHODS, Models, Task, chosen
 from emprior.bench.methods import deepinv_samplers as of_deepinv
@@ -362,7 +361,7 @@ def test_what_is_said_of_methods(name):
 @pytest.mark.parametrize("name", ["mnist", "cifar10-mixture"])
 def test_a_counted_prior_is_the_prior_in_all_else(name):
     prior = emprior.load_prior(name)
-    counted, bands = MeteredPrior(prior, Meter()), Bands.of(torch.zeros(1, *prior.shape))
+    counted, x = MeteredPrior(prior, Meter()), torch.zeros(1, *prior.shape)
     for attribute in (*Prior.__annotations__, "settings", "shape"):
         assert getattr(counted, attribute) == getattr(prior, attribute), attribute
-    assert torch.equal(counted.precision(bands, 0.1), prior.precision(bands, 0.1))
+    assert torch.equal(counted.precision(x, 0.1), prior.precision(x, 0.1))

@@ -12,7 +12,8 @@ import emprior
 from emprior._bands import Bands
 from emprior._restoration import LEAST, Restoration
 from emprior.hub import Card, find_prior
-from emprior.priors import GaussianPrior
+from emprior.interpolant import Denoising
+from emprior.priors import GaussianPrior, NetworkPrior
 from emprior.priors.increments import Laplace
 from emprior.priors.levy import LevyPrior
 from emprior.train.evaluate import RESTORED, restoration
@@ -46,7 +47,7 @@ def test_a_gaussian_tells_its_curvature_at_every_noise():
     x = prior.sample(4000, seed=1)
     bands, found = Bands.of(x), Restoration.measure(prior.denoise, x, SIGMA)
     for level in SIGMA:
-        assert torch.allclose(prior.precision(bands, level), torch.full((bands.count,), 40.0, dtype=torch.float64))
+        assert torch.allclose(prior.precision(x, level), torch.full((bands.count,), 40.0, dtype=torch.float64))
         error = torch.eye(64, dtype=torch.float64) / (40 + level**-2)
         assert_measured(found, bands, level, error, len(x))
 
@@ -74,26 +75,52 @@ def test_a_card_tells_it(name):
     prior, card = emprior.load_prior(name), Card.read(find_prior(name))
     assert card.metrics["restoration"]["sigma"] == list(RESTORED)
     assert len(card.metrics["restoration"]["curvature"]) == len(RESTORED)
-    bands = Bands.of(torch.zeros(1, *prior.shape))
+    x = torch.zeros(1, *prior.shape)
+    bands = Bands.of(x)
     for level, rows in zip(RESTORED, card.metrics["restoration"]["curvature"], strict=True):
         told, bound = torch.tensor(rows).double().flatten(), prior.spectrum.on(bands)
-        assert torch.allclose(prior.precision(bands, level), torch.minimum(told, bound), rtol=0.03)
-    little, much = prior.precision(bands, 0.03), prior.precision(bands, 1.2)
+        assert torch.allclose(prior.precision(x, level), torch.minimum(told, bound), rtol=0.03)
+    little, much = prior.precision(x, 0.03), prior.precision(x, 1.2)
     assert (little > 1.5 * much).double().mean() > 0.9
     assert card.identity != Card(**{**vars(card), "metrics": {}}).identity
 
 
-def test_it_is_measured_in_public_units():
-    prior = emprior.load_prior("mnist")
-    x = torch.rand(3, *prior.shape, generator=torch.Generator().manual_seed(0))
-    found = Restoration.read(restoration(prior, x))
-    bands = Bands.of(x)
-    plain = Restoration.measure(prior.denoise, x, RESTORED)
-    for level in RESTORED:
-        assert torch.allclose(found.on(bands, level), plain.on(bands, level), rtol=0.02)
+class Bowl(torch.nn.Module):
+    """The potential of white noise of variance `v` about 0, in the network's range, at the temperature 1."""
+
+    def __init__(self, v):
+        super().__init__()
+        self.v = v
+
+    def forward(self, z):
+        return z.square().flatten(1).sum(1) / (2 * (self.v + 1))
+
+
+def test_a_prior_is_measured_up_to_its_limit_and_in_public_units():
+    """Under the `denoising` objective `D = z - grad V`, which divides by `1 + 1 / v`: the best under noise 1 there."""
+    prior = NetworkPrior(Bowl(0.25), (1, 8, 8), Denoising(), 1.0)
+    assert prior.noise_limit == 0.5
+    x = 0.5 + 0.25 * torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    told = restoration(prior, x)
+    assert told["sigma"] == [level for level in RESTORED if level < 0.5] + [0.5]
+    prior.restoration = Restoration.read(told)
+    assert torch.allclose(prior.precision(x, 0.5), torch.full((10,), 16.0, dtype=torch.float64), rtol=0.15)
+
+
+def test_signals_tell_the_diagonal_of_their_inverse_covariance():
+    prior = LevyPrior(Laplace(2.0), 16)
+    x = prior.sample(1)
+    steps = torch.diff(torch.eye(16).double(), prepend=torch.zeros(16, 1).double())
+    exact = steps.mT @ steps / prior.law.variance
+    basis = Bands.of(x).split(torch.eye(16).double().reshape(16, 1, 1, 16)).flatten(1).mT
+    told = prior.precision(x, 0.3)[Bands.of(x).band]
+    means = (basis @ exact @ basis.mT).diagonal()
+    counts = torch.bincount(Bands.of(x).band)
+    grouped = torch.zeros(len(counts)).double().index_add_(0, Bands.of(x).band, means) / counts
+    assert torch.allclose(told, grouped[Bands.of(x).band], rtol=0.02)
 
 
 def test_a_prior_without_it_knows_no_precision():
     prior = emprior.load_prior("mnist")
     prior.restoration = None
-    assert prior.precision(Bands.of(torch.zeros(1, *prior.shape)), 0.1) is None
+    assert prior.precision(torch.zeros(1, *prior.shape), 0.1) is None

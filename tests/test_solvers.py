@@ -226,8 +226,8 @@ def test_a_batch_equals_its_images(case, field, method):
     alone = [emprior.solve(operator, y[i : i + 1], field, method=method, samples=2, steps=40) for i in range(2)]
     for name in ("estimate", "mean"):
         joined = torch.cat([getattr(one, name) for one in alone])
-        assert (getattr(together, name) - joined).abs().max() < 1e-6
-    assert (together.samples - torch.cat([one.samples for one in alone], 1)).abs().max() < 1e-6
+        assert (getattr(together, name) - joined).abs().max() < 1e-5
+    assert (together.samples - torch.cat([one.samples for one in alone], 1)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)

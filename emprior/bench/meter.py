@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from emprior._bands import Bands
 from emprior._noise import Noise
 from emprior._types import Image, PerImage
 from emprior.energy import Prior
@@ -77,8 +76,8 @@ class MeteredPrior(Prior):
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return self.prior.accepts(shape)
 
-    def precision(self, bands: Bands, sigma: float) -> Tensor | None:
-        return self.prior.precision(bands, sigma)
+    def precision(self, x: Image, sigma: float) -> Tensor | None:
+        return self.prior.precision(x, sigma)
 
     def soften(self, beta: PerImage) -> Prior | None:
         soft = self.prior.soften(beta)

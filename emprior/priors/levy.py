@@ -85,10 +85,10 @@ class LevyPrior(Prior):
         basis = self.basis.to(x)
         return (x @ basis * gain) @ basis.mT
 
-    def precision(self, bands: Bands, sigma: float) -> Tensor:
-        r"""Returns that of Wiener's filter, whose errors are those of Gaussian signals of the same covariance."""
+    def precision(self, x: Image, sigma: float) -> Tensor:
+        r"""Returns the diagonal of the inverse covariance: the curvature of Gaussian signals of the same covariance."""
         assert self.spectrum is not None
-        return self.spectrum.on(bands) / (self.law.curvature * self.law.variance)
+        return self.spectrum.on(Bands.of(x)) / (self.law.curvature * self.law.variance)
 
     def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         r"""Draws rows from the prior itself, `(rows, 1, 1, n)`."""

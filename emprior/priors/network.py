@@ -126,7 +126,7 @@ class NetworkPrior(Prior):
         z = column(self.interpolant.coefficients(s)[2], x) * (2 * x - 1)
         return (self.interpolant.endpoint(z, self.potential_gradient(z), s) + 1) / 2
 
-    def precision(self, bands: Bands, sigma: float) -> Tensor | None:
+    def precision(self, x: Image, sigma: float) -> Tensor | None:
         r"""Returns that of its `restoration`, None if it was not measured.
 
         It is at most the mean curvature of `E` (van Trees' bound of the error): under less noise than the thermal noise
@@ -134,7 +134,7 @@ class NetworkPrior(Prior):
         """
         if self.restoration is None:
             return None
-        restored, energetic = self.restoration.on(bands, sigma), super().precision(bands, sigma)
+        restored, energetic = self.restoration.on(Bands.of(x), sigma), super().precision(x, sigma)
         return restored if energetic is None else torch.minimum(restored, energetic)
 
     def potential_gradient(self, z: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from emprior.solvers.metric import BandMetric
 
 @dataclass(frozen=True)
 class AnnealingState(State):
-    r"""The rows, and the curvature that each has shown."""
+    r"""The rows, and the curvature that each has shown, if any was told."""
 
-    tilt: Tilt
+    tilt: Tilt | None
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,13 @@ class Annealing(Solver):
     def init(self, energy: Energy, x: Image, noise: Noise) -> AnnealingState:
         as_posterior(energy, "Annealing")
         at = State.at(x)
-        return AnnealingState(at.x, at.count, at.done, at.value, Tilt.of(x))
+        return AnnealingState(at.x, at.count, at.done, at.value, None)
 
     def step(self, energy: Energy, state: AnnealingState, noise: Noise) -> tuple[AnnealingState, Info]:
         posterior, n = as_posterior(energy, "Annealing"), noise.normal(*state.x.shape[1:])
         fidelity, prior, weight = posterior.fidelity, posterior.prior, posterior.weight
         sigma = falling(self.start, self.stop, state.count, self.steps, prior.noise_limit)
-        bands = Bands.of(state.x)
-        precision = prior.precision(bands, sigma) if fidelity.linear else None
+        precision = prior.precision(state.x, sigma) if fidelity.linear else None
         tilt, variance = state.tilt, sigma**2 / weight
         if precision is None:
             clean, r = prior.denoise(state.x + sigma * n, sigma), self.trust * variance
@@ -81,8 +80,7 @@ class Annealing(Solver):
             x = fidelity.prox(clean, r)
         else:
             clean = prior.denoise(state.x + variance**0.5 * n, sigma)
-            told = BandMetric(bands, weight * precision.to(state.x)[None])
-            if state.count:
-                tilt = tilt.seen(told, state.x, n, clean, variance)
+            told = BandMetric(Bands.of(state.x), weight * precision.to(state.x)[None])
+            tilt = Tilt.of(state.x) if tilt is None else tilt.seen(told, state.x, n, clean, variance)
             x = draw(fidelity, tilt.on(told), clean, variance, noise)
         return AnnealingState(x, state.count + 1, state.done, None, tilt), Info()

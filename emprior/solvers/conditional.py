@@ -22,10 +22,11 @@ LIMIT = 3.0
 """The largest logarithm of a curvature relative to what the prior tells."""
 
 ERROR = 0.05
-"""The error of a draw, in standard deviations of the clean estimate."""
+"""The error that a draw aims at, in standard deviations of the clean estimate."""
 
 ITERATIONS = 100
-"""The most iterations of conjugate gradients for a draw."""
+"""The most iterations of conjugate gradients for a draw. Under much noise, with stiff data of a badly conditioned
+operator, they end before the error is as small as that; under less noise, where a start ends, a few are enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class Tilt:
         return BandMetric(told.bands, told.curvature * self.mean.exp())
 
     def seen(self, told: BandMetric, x: Image, n: Image, clean: Image, variance: float) -> Tilt:
-        r"""Takes in one clean estimate.
+        r"""Takes in one clean estimate; one that is not finite tells nothing.
 
         Arguments:
             told: The curvature :math:`c_b`.
@@ -85,7 +86,8 @@ class Tilt:
         known, slope = self.variance + DRIFT, -share * (1 - share) * power
         gain = known * slope / (known * slope.square() + share * power)
         mean = (self.mean + gain * surprise).clamp(-LIMIT, LIMIT)
-        return Tilt(mean, known * (1 - gain * slope))
+        finite = mean.isfinite()
+        return Tilt(torch.where(finite, mean, self.mean), torch.where(finite, known * (1 - gain * slope), known))
 
 
 def draw(fidelity: Fidelity, prior: BandMetric, clean: Image, variance: float, noise: Noise) -> Image:

@@ -155,13 +155,15 @@ def _curvatures(found: Spectrum) -> list[list[float]]:
 def restoration(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, Any]:
     r"""Returns how well clean estimates restore images under each noise of `RESTORED`, by frequency and colour.
 
-    See :class:`emprior._restoration.Restoration`. It costs a gradient for each image and level.
+    A prior that knows less noise is measured up to its limit. See :class:`emprior._restoration.Restoration`. It costs a
+    gradient for each image and level.
     """
 
     def denoise(x: Image, sigma: float) -> Image:
         return torch.cat([prior.denoise(part, sigma) for part in x.split(256)])
 
-    levels = [level for level in RESTORED if level < prior.noise_limit] or [prior.noise_limit]
+    levels = [level for level in RESTORED if level < prior.noise_limit]
+    levels += [prior.noise_limit] if prior.noise_limit <= RESTORED[-1] else []
     found = Restoration.measure(denoise, images, levels, seed)
     return {
         "sigma": levels,

@@ -33,7 +33,7 @@ def export_prior(
 
     The figures of the card are those of the weights as stored. They are measured on the first images of
     `config.data.validation`. If that is not given, training images give what samplers use: the mean and spread of the
-    energy, and its curvature by frequency; how good the prior is then stays unknown.
+    energy, its curvature and how well noisy images are restored, by frequency; how good the prior is stays unknown.
 
     Arguments:
         config: The settings of the training.
