@@ -27,8 +27,8 @@ class Restoration:
               v_b(\sigma) = \frac{1}{n_b}\, \mathbb{E}_{x, n} \| Q_b (D(x + \sigma n, \sigma) - x) \|^2,
 
     with :math:`v_b` the error of clean estimates in band `b`. From about the inverse variance of images under much
-    noise it grows to the mean curvature of their energy under little; for a Gaussian whose bands are independent, and of
-    one variance each, these are the same.
+    noise it grows to the mean curvature of their energy under little; for a Gaussian whose bands are independent, and
+    of one variance each, these are the same.
 
     Arguments:
         sigma: The noise levels, rising, in public units.
