@@ -44,9 +44,14 @@ class Energy(nn.Module, ABC):
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), gradient.detach()
 
-    def terms(self, x: Image) -> dict[str, PerImage]:
-        r"""Returns the named parts of the energy, which add up to it."""
-        return {self.name: self(x)}
+    def terms(self, x: Image, value: PerImage | None = None) -> dict[str, PerImage]:
+        r"""Returns the named parts of the energy, which add up to it.
+
+        Arguments:
+            x: Images `(B, *shape)`.
+            value: The energies of the images, where they are known: the costliest part is then what the others leave.
+        """
+        return {self.name: self(x) if value is None else value}
 
     @property
     def name(self) -> str:
@@ -110,7 +115,7 @@ class Sum(Energy):
         values, gradients = zip(*(energy.value_and_grad(x) for energy in self.parts().values()), strict=True)
         return torch.stack(values).sum(0), torch.stack(gradients).sum(0)
 
-    def terms(self, x: Image) -> dict[str, PerImage]:
+    def terms(self, x: Image, value: PerImage | None = None) -> dict[str, PerImage]:
         return {name: energy(x) for name, energy in self.parts().items()}
 
 
@@ -274,6 +279,13 @@ class Posterior(Sum):
             energies["interaction"] = interaction
         super().__init__(energies)
         self.fidelity, self.prior, self.weight, self.interaction = fidelity, prior, weight, interaction
+
+    def terms(self, x: Image, value: PerImage | None = None) -> dict[str, PerImage]:
+        if value is None:
+            return super().terms(x)
+        terms = {name: energy(x) for name, energy in self.parts().items() if name != "prior"}
+        rest = value - torch.stack(list(terms.values())).sum(0)
+        return {name: terms.get(name, rest) for name in self.parts()}
 
 
 def _named(energy: Energy, avoid: Mapping[str, Energy] | None = None) -> dict[str, Energy]:

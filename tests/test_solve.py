@@ -61,6 +61,25 @@ def test_result(denoising, y, rgb):
     assert result.config["method"] == "mala"
 
 
+@pytest.mark.parametrize("method", ["descent", "gibbs", "hmc", "mala", "tempering"])
+def test_traces_ask_for_no_energy_that_a_method_knows(denoising, y, method):
+    from emprior.bench.meter import Meter, MeteredPrior
+
+    meter, x0 = Meter(), y.double().expand(2, 2, 3, 8, 8)
+    prior = MeteredPrior(GaussianPrior(x0[0, 0] * 0 + 0.5, x0[0, 0] * 0 + 0.05), meter)
+    result = emprior.solve(denoising, y.double(), prior, method=method, samples=2, steps=20, x0=x0)
+    assert meter.forwards == meter.backwards
+    told = prior(result.samples.flatten(0, 1)).reshape(2, 2)
+    assert (result.diagnostics.trace["prior"][-1] - told).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("unknown", ["sigma", "weight"])
+def test_traces_are_of_the_energy_that_was_asked_for(denoising, y, rgb, unknown):
+    result = emprior.solve(denoising, y, rgb, method="hmc", samples=2, steps=40, **{unknown: "estimate"})
+    told = rgb(result.samples.flatten(0, 1)).reshape(2, 2)
+    assert (result.diagnostics.trace["prior"][-1] - told).abs().max() < 1e-3
+
+
 def test_map_of_several_starts_keeps_the_lowest(denoising, y, rgb):
     result = emprior.solve(denoising, y, rgb, samples=3, steps=20)
     last = result.diagnostics.trace["energy"][-1]

@@ -35,7 +35,7 @@ class State:
         x: The current rows, `(S B, *shape)`.
         count: The iterations done.
         done: Which rows have converged, `(S B,)`.
-        value: The energies of the rows, `(S B,)`, where the method knows them.
+        value: The energies of the rows, `(S B,)`, where the method knows them; see `Solver.varies`.
     """
 
     x: Image
@@ -76,6 +76,9 @@ class Solver(ABC):
 
     tests = False
     """Whether `State.done` is a test of convergence, by which a run is judged."""
+
+    varies = False
+    """Whether it changes the energy as it goes, so that `State.value` is of another than the one it was given."""
 
     def check(self, energy: Energy) -> None:  # noqa: B027 - most methods take any energy
         r"""Raises what is wrong with `energy` for this method, before any work is done."""
@@ -139,6 +142,7 @@ class Run:
     accepted: PerImage | None = None
     proposals: int = 0
     step_size: PerImage | None = None
+    value: PerImage | None = None
 
     @property
     def acceptance(self) -> PerImage | None:
@@ -148,7 +152,8 @@ class Run:
     def take(self, solver: Solver, state: State, info: Info, kept: bool) -> None:
         r"""Takes in one iteration; `kept` says whether it counts in the statistics."""
         self.index += 1
-        self.x = state.x
+        known = not solver.varies and state.value is not None and bool(state.value.isfinite().all())
+        self.x, self.value = state.x, state.value if known else None
         self.evaluations += info.evaluations
         if info.step_size is not None:
             self.step_size = info.step_size.reshape(-1, self.images).mean(0)
@@ -164,7 +169,7 @@ class Run:
         if self.trace and int(self.trace["step"][-1]) == self.index:
             return
         with torch.no_grad():
-            terms = energy.terms(self.x)
+            terms = energy.terms(self.x, self.value)
         terms["energy"] = torch.stack(list(terms.values())).sum(0)
         for name, value in terms.items():
             self.trace.setdefault(name, []).append(value.reshape(-1, self.images).cpu())
@@ -222,7 +227,7 @@ def run(
         progress: Whether to show a bar.
         callback: Called with the iteration and the rows `(S, B, *shape)` after each iteration.
         observer: Follows the last stage, if that is a sampler's.
-        records: About how many iterations the trace keeps.
+        records: About how many iterations the trace would keep of one stage; of those before the last, a quarter.
 
     Raises:
         ValueError: A method cannot treat the energy.
@@ -235,8 +240,9 @@ def run(
     bar = tqdm(total=total, disable=not progress, unit="step", leave=False)
     try:
         for stage in stages:
-            watching = observer if stage is stages[-1] and stage.solver.samples else None
-            _run_stage(stage, energy, noise, out, max(1, total // records), bar, callback, watching)
+            last = stage is stages[-1]
+            watching, thin = observer if last and stage.solver.samples else None, max(1, total // records)
+            _run_stage(stage, energy, noise, out, thin if last else APPROACH * thin, bar, callback, watching)
     except KeyboardInterrupt:
         logger.warning("interrupted after iteration %d: what there is, is returned", out.index)
         out.status = [Status.worst([status, Status.INTERRUPTED]) for status in out.status]
@@ -246,6 +252,9 @@ def run(
     out.seconds = time.perf_counter() - start
     return out
 
+
+APPROACH = 4
+"""How many times fewer iterations of what leads to the last stage are kept: their energies have to be asked for."""
 
 RUNAWAY = 1e4
 """How many times larger than the start a row may become before it counts as divergent."""

@@ -85,7 +85,7 @@ class NoiseLevel(Solver):
     """
 
     solver: Solver
-    samples = True
+    samples = varies = True
 
     def check(self, energy: Energy) -> None:
         as_posterior(energy, "NoiseLevel")

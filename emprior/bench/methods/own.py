@@ -18,8 +18,14 @@ from emprior.verify.path import Path
 STATES = 256
 """The most states of chains that are kept to draw from."""
 
-TRACE = 50
-"""The energies that the trace of a run holds, or up to twice as many, each of one evaluation."""
+TRACE = 100
+"""The most energies that the trace of a run holds, each of one evaluation where the method does not know it."""
+
+APPROACH = 13
+"""The most of them that are of an annealed start: chains know their energies."""
+
+LEAST = 100
+"""The evaluations that a chain is worth having for: many short chains see more explanations than few long ones."""
 
 PILOT = ROUNDS * LEVELS
 """The evaluations of the first guess of an unknown noise."""
@@ -83,10 +89,11 @@ def posterior_blind(task: Task, models: Models, samples: int, seed: int, setting
     return posterior(task, models, samples, seed, settings, "estimate")
 
 
-def _chains_within(settings: Settings, samples: int, budget: int) -> Settings:
+def _chains_within(settings: Settings, samples: int, budget: int, trace: int = APPROACH) -> Settings:
     r"""Shares a budget among chains."""
-    chains = min(int(settings["chains"]), max(1, budget // 50))
-    return {**settings, "chains": chains, **_paths_within(settings, settings["steps"], _untraced(budget // chains))}
+    chains = min(int(settings["chains"]), max(1, budget // LEAST))
+    each = _untraced(budget // chains, trace)
+    return {**settings, "chains": chains, **_paths_within(settings, settings["steps"], each)}
 
 
 def _paths_within(settings: Settings, most: float, budget: int) -> Settings:
@@ -98,7 +105,7 @@ def _paths_within(settings: Settings, most: float, budget: int) -> Settings:
 
 
 def _blind_chains_within(settings: Settings, samples: int, budget: int) -> Settings:
-    return _chains_within(settings, samples, max(1, budget - PILOT))
+    return _chains_within(settings, samples, max(1, budget - PILOT), TRACE)
 
 
 def _minimum_within(settings: Settings, samples: int, budget: int) -> Settings:
@@ -120,9 +127,9 @@ def _flow_within(settings: Settings, samples: int, budget: int) -> Settings:
     return {**settings, "steps": min(settings["steps"], max(20, each // 2))}
 
 
-def _untraced(budget: int) -> int:
+def _untraced(budget: int, trace: int = TRACE) -> int:
     r"""Returns what is left of a budget for a row once the energies of its trace are paid for."""
-    return max(budget // 2, budget - 2 * TRACE)
+    return max(budget // 2, budget - trace)
 
 
 def _check_whole(result: Result) -> None:
@@ -139,7 +146,7 @@ def _note(result: Result) -> str:
 
 POSTERIOR = Method(
     "posterior", posterior, "emprior", REFERENCE,
-    settings={"chains": 4, "levels": 50, "leaps": 16, "steps": 1500, "weight": 1.0},
+    settings={"chains": 16, "levels": 50, "leaps": 16, "steps": 400, "weight": 1.0},
     ranges={"weight": (0.4, 2.5)},
     within=_chains_within,
 )  # fmt: skip
@@ -155,7 +162,12 @@ FLOW = Method(
 METHODS = {
     "emprior-posterior": POSTERIOR,
     "emprior-flow": FLOW,
-    "emprior-posterior-blind": replace(POSTERIOR, run=posterior_blind, within=_blind_chains_within),
+    "emprior-posterior-blind": replace(
+        POSTERIOR,
+        run=posterior_blind,
+        within=_blind_chains_within,
+        settings={**POSTERIOR.settings, "chains": 8, "steps": 750},
+    ),
     "emprior-map": MAP,
     "emprior-map-blind": replace(
         MAP,
