@@ -215,8 +215,17 @@ def test_the_spectral_metric_needs_what_it_is_made_of(field):
     blind = copy.deepcopy(field)
     blind.spectrum = None
     assert SpectralMetric.of(Posterior(energy.fidelity, blind), x, 64) is None
-    assert isinstance(prepare(energy, x, 0.1, 64 // WORTH).known, SpectralMetric)
-    assert prepare(energy, x, 0.1, 64 // WORTH, curvature=3.0).known is None
+    assert isinstance(prepare(energy, x, 0.1, 2).known, SpectralMetric)
+    assert prepare(energy, x, 0.1, 2, curvature=3.0).known is None
+
+
+def test_the_spectral_metric_is_made_where_all_samples_of_an_image_are_worth_it(field):
+    operator = make_operator("blur")
+    y = operator.A(field.sample(2, seed=1))
+    energy, needed = Posterior(GaussianFidelity(operator, y, 0.05), field), -(-64 // WORTH)
+    assert prepare(energy, field.sample(2, seed=2), 0.1, needed - 1).known is None
+    assert isinstance(prepare(energy, field.sample(2, seed=2), 0.1, needed).known, SpectralMetric)
+    assert isinstance(prepare(energy, field.sample(2 * needed, seed=2), 0.1, 1).known, SpectralMetric)
 
 
 def test_hmc_is_exact_in_the_spectral_metric(field):

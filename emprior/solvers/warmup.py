@@ -18,8 +18,8 @@ from emprior.solvers.metric import BandMetric, DataMetric, Metric, SpectralMetri
 WINDOW = 16
 """The fewest iterations that a metric is learnt from."""
 
-WORTH = 16
-"""The pixels that a matrix may have for each gradient of the burn-in."""
+WORTH = 40
+"""The pixels that a matrix may have for each gradient of the burn-in of an image, in all its samples."""
 
 FLOOR, CEILING = 1e-3, 10.0
 """The least and the largest curvature of a band, in curvatures of the prior, not counting the data's."""
@@ -78,13 +78,14 @@ def prepare(energy: Energy, x: Image, step_size: float, gradients: int, curvatur
         energy: The energy.
         x: The rows, `(S B, *shape)`.
         step_size: The first step, relative to the metric.
-        gradients: The gradients of the burn-in.
+        gradients: The gradients of the burn-in of a row.
         curvature: A constant in place of the prior's spectrum, if given.
     """
     step = begin(step_size, x.flatten(1)[:, 0])
     isotropic = None if energy.coupled else _isotropic(energy, x)
     if isotropic is None:
-        return Warmup(step, SpectralMetric.of(energy, x, WORTH * gradients) if curvature is None else None, None)
+        largest = WORTH * gradients * _samples(energy, x)
+        return Warmup(step, SpectralMetric.of(energy, x, largest) if curvature is None else None, None)
     empty, prior = x.new_zeros(len(x), Bands.of(x).count), spectral(energy, x) if curvature is None else None
     known = None if prior is None else BandMetric(prior.bands, isotropic + prior.curvature)
     return Warmup(step, known, Secants(empty, empty, 0, isotropic))
@@ -138,6 +139,11 @@ def _isotropic(energy: Energy, x: Image) -> Tensor | None:
     h = dot(v, curved) / dot(v, v)
     off = (curved - column(h, v) * v).flatten(1).abs().amax(1)
     return h[:, None] if bool((off <= 1e-4 * h.clamp(min=1e-30)).all()) else None
+
+
+def _samples(energy: Energy, x: Image) -> int:
+    r"""Returns the number `S` of rows of an image."""
+    return len(x) // energy.fidelity.images if isinstance(energy, Posterior) else 1
 
 
 def _beta(energy: Energy) -> Tensor | float:
