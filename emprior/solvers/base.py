@@ -152,8 +152,7 @@ class Run:
     def take(self, solver: Solver, state: State, info: Info, kept: bool) -> None:
         r"""Takes in one iteration; `kept` says whether it counts in the statistics."""
         self.index += 1
-        known = not solver.varies and state.value is not None and bool(state.value.isfinite().all())
-        self.x, self.value = state.x, state.value if known else None
+        self.x, self.value = state.x, None if solver.varies else state.value
         self.evaluations += info.evaluations
         if info.step_size is not None:
             self.step_size = info.step_size.reshape(-1, self.images).mean(0)
@@ -168,8 +167,9 @@ class Run:
         r"""Adds the terms of the energy to the trace, once for each iteration."""
         if self.trace and int(self.trace["step"][-1]) == self.index:
             return
+        known = self.value is not None and bool(self.value.isfinite().all())
         with torch.no_grad():
-            terms = energy.terms(self.x, self.value)
+            terms = energy.terms(self.x, self.value if known else None)
         terms["energy"] = torch.stack(list(terms.values())).sum(0)
         for name, value in terms.items():
             self.trace.setdefault(name, []).append(value.reshape(-1, self.images).cpu())
