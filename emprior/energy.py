@@ -49,7 +49,8 @@ class Energy(nn.Module, ABC):
 
         Arguments:
             x: Images `(B, *shape)`.
-            value: The energies of the images, where they are known: the costliest part is then what the others leave.
+            value: The energies of the images, where they are known, so that one part can be what the others leave: the
+                prior's, of a posterior.
         """
         return {self.name: self(x) if value is None else value}
 
