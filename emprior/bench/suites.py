@@ -20,7 +20,7 @@ from emprior.hub import Card, find_prior, load_prior
 from emprior.interop import as_denoiser, load_denoiser
 from emprior.operators import cast
 from emprior.problem import Problem, list_problems, load_problem
-from emprior.train.data import load_images
+from emprior.train.data import as_public, load_images
 
 if TYPE_CHECKING:
     from deepinv.models import Denoiser
@@ -125,11 +125,11 @@ def cifar10(sources: Sources) -> Suite:
 
     def test(count: int) -> Image:
         _enough(count, len(images), sources.data)
-        return images[:count].float() / 255
+        return as_public(images[:count])
 
     def validation(count: int, tested: int) -> Image:
         _enough(count + tested, len(images), sources.data)
-        return images[-count:].float() / 255
+        return as_public(images[-count:])
 
     facts = [_facts("prior", sources.prior, prior), _facts("denoiser", sources.denoiser, denoiser)]
     return Suite("cifar10", _bundled(), load_problem, test, validation, prior, denoiser, facts)

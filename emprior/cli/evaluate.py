@@ -125,9 +125,9 @@ def _halves(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extr
 
     from emprior._noise import generator
     from emprior.frechet import enough_images
-    from emprior.train.data import load_images
+    from emprior.train.data import as_pixels, load_images
 
-    images = load_images(options.images, shape[-1], held_out=True)
+    images = as_pixels(load_images(options.images, shape[-1], held_out=True))
     if tuple(images.shape[1:]) != tuple(shape):
         raise ValueError(
             f"{options.images} holds images of shape {tuple(images.shape[1:])}, but {options.prior!r} generates "

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     device = check_device(options.device)
 
     from emprior.priors import GaussianMixturePrior
-    from emprior.train.data import load_images
+    from emprior.train.data import as_public, load_images
     from emprior.train.evaluate import measure
 
     folder = find_prior(options.prior, MODELS)
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             f"{options.images} holds images of {images.shape[1]} channels, but {options.prior!r} was trained on "
             f"{card.shape[0]}. Give images such as those held out from its training."
         )
-    card = replace(card, metrics=measure(model, images.float() / 255, device))
+    card = replace(card, metrics=measure(model, as_public(images), device))
     if options.write:
         card.write(folder)
     print(as_json({"prior": card.name, **card.metrics}) if options.json else _lines(card))

@@ -20,7 +20,7 @@ PROBLEM, METHOD, STATUS, FIGURE = 30, 21, 10, 10
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "verify", run, "check samplers against posteriors that are known", EXAMPLES)
-    suites = "gaussian, modes, calibration (these three), calibration-long, images, signals, efficiency"
+    suites = "gaussian, modes, calibration (these three), calibration-long, images, learned, signals, efficiency"
     parser.add_argument("--suite", nargs="+", metavar="NAME", help=suites)
     parser.add_argument("--method", metavar="NAME", help="a method that samples (the suite's own)")
     peers = "samplers of deepinv to run beside it on gaussian and modes, such as deepinv-dps; all without a name"

@@ -116,7 +116,7 @@ class Observer(ABC):
 
         Arguments:
             x: The samples, `(S, B, *shape)`.
-            numbers: What else is known of them, such as `"energy"`, `(S, B)` each.
+            numbers: What else is known of them, such as `"energy"`, `(S, B)` each; nothing in the burn-in.
             kept: Whether the burn-in is over.
         """
 
@@ -278,6 +278,8 @@ def _run_stage(
         state = out.restore(state)
         kept = step >= stage.burn_in
         out.take(solver, state, info, kept)
+        if observer is not None and kept and state.value is None:
+            out.value = _values(energy, state.x)
         if info.stalled is not None:
             stalled = info.stalled
         if out.index % thin == 0:
@@ -288,7 +290,8 @@ def _run_stage(
         if callback is not None:
             callback(out.index, state.x.unflatten(0, (-1, out.images)))
         if observer is not None:
-            observer.see(state.x.unflatten(0, (-1, out.images)), _numbers(energy, state, info, out.images), kept)
+            numbers = _numbers(energy, state, info, out) if kept else {}
+            observer.see(state.x.unflatten(0, (-1, out.images)), numbers, kept)
             if observer.satisfied:
                 break
         if solver.tests and bool((state.done | stalled).all()):
@@ -297,18 +300,20 @@ def _run_stage(
         out.judge(state.done, stalled)
 
 
-def _numbers(energy: Energy, state: State, info: Info, images: int) -> dict[str, PerImage]:
+def _values(energy: Energy, x: Image) -> PerImage:
+    with torch.no_grad():
+        return energy(x)
+
+
+def _numbers(energy: Energy, state: State, info: Info, out: Run) -> dict[str, PerImage]:
     r"""Returns what an iteration knows of its rows at little cost, `(S, B)` each."""
     numbers = dict(info.numbers) if info.accepted is None else {**info.numbers, "acceptance": info.accepted}
-    with torch.no_grad():
-        if state.value is None:
-            terms = energy.terms(state.x)
-            numbers |= terms | {"energy": torch.stack(list(terms.values())).sum(0)}
-        else:
-            numbers["energy"] = state.value
-            if isinstance(energy, Posterior) and "fidelity" not in numbers:
-                numbers["fidelity"] = energy.fidelity(state.x)
-    return {name: value.reshape(-1, images) for name, value in numbers.items()}
+    value = out.value if state.value is None else state.value
+    assert value is not None
+    numbers["energy"] = value
+    if isinstance(energy, Posterior) and "fidelity" not in numbers:
+        numbers["fidelity"] = _values(energy.fidelity, state.x)
+    return {name: value.reshape(-1, out.images) for name, value in numbers.items()}
 
 
 def as_posterior(energy: Energy, method: str) -> Posterior:

@@ -16,7 +16,8 @@ class Data:
     r"""What is learned from.
 
     Arguments:
-        source: A folder of images, a `.npy` stack `(N, H, W[, C])` uint8, or the root of a torchvision data set.
+        source: A folder of images, a `.npy` stack `(N, H, W[, C])` uint8 or `(N, C, H, W)` of floats, or
+            the root of a torchvision data set.
         validation: The same for held-out images, on which the card's figures are measured; of a torchvision
             data set the test images are taken.
         size: The side that folder images are cropped and resized to.

@@ -1,4 +1,4 @@
-r"""Images in memory, as uint8."""
+r"""Images in memory, as they are stored."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from emprior.io import read_image
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
+BRIGHTEST = 16.0
+"""The largest magnitude that images in `[0, 1]`, drawn from a wide density, are taken to have."""
+
+
 def load_images(source: str | Path, size: int = 32, *, held_out: bool = False) -> Tensor:
-    r"""Loads a data set whole, `(N, C, H, W)` uint8.
+    r"""Loads a data set whole, `(N, C, H, W)` uint8, or floats in public units, where 0 is black and 1 is white.
 
     Arguments:
         source: A folder of images (searched through; each is read by :func:`emprior.io.read_image`,
             cropped to its central square and resized to `size`), a `.npy` stack `(N, H, W)` or
-            `(N, H, W, C)` of uint8, or the root of a torchvision data set (CIFAR-10, CIFAR-100, MNIST,
+            `(N, H, W, C)` of uint8, one `(N, C, H, W)` of float16 or float32 in public units, as
+            `emprior sample` writes it, or the root of a torchvision data set (CIFAR-10, CIFAR-100, MNIST,
             FashionMNIST, SVHN).
         size: The side of folder images.
         held_out: Whether to take the test images of a torchvision data set; other sources have one set.
@@ -32,11 +37,27 @@ def load_images(source: str | Path, size: int = 32, *, held_out: bool = False) -
         return _from_array(source)
     if not source.is_dir():
         raise ValueError(
-            f"there is no data at {source}. Give a folder of images, a .npy stack (N, H, W[, C]) of uint8, "
-            "or a torchvision root: emprior train CONFIG --set data.source=PATH"
+            f"there is no data at {source}. Give a folder of images, a .npy stack (N, H, W[, C]) of uint8 or "
+            "(N, C, H, W) of floats, or a torchvision root: emprior train CONFIG --set data.source=PATH"
         )
     found = _from_torchvision(source, not held_out)
     return found if found is not None else _from_folder(source, size)
+
+
+def as_public(images: Tensor) -> Tensor:
+    r"""Returns stored images in public units, float32."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def as_signed(images: Tensor) -> Tensor:
+    r"""Returns stored images in the units of networks, where -1 is black and 1 is white, float32."""
+    scale = 127.5 if images.dtype == torch.uint8 else 0.5
+    return images.float().div(scale).sub(1)
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    r"""Returns stored images as uint8, clipped and rounded."""
+    return images if images.dtype == torch.uint8 else images.float().clamp(0, 1).mul(255).round().byte()
 
 
 def _from_array(path: Path) -> Tensor:
@@ -46,10 +67,12 @@ def _from_array(path: Path) -> Tensor:
         raise ValueError(f"{path} is not a .npy array: {error}. Write it with numpy.save.") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays, expected one array. Write it with numpy.save.")
+    if array.dtype in (np.float16, np.float32):
+        return _floats(path, array)
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(
-            f"{path} holds {array.dtype} of shape {array.shape}, expected uint8 of (N, H, W) or (N, H, W, C). "
-            "Convert images in [0, 1] with (255 * x).round().astype('uint8')."
+            f"{path} holds {array.dtype} of shape {array.shape}, expected uint8 of (N, H, W) or (N, H, W, C), or "
+            "float16 or float32 of (N, C, H, W). Convert images in [0, 1] with (255 * x).round().astype('uint8')."
         )
     if array.size == 0:
         raise ValueError(f"{path} has shape {array.shape} and so holds no images. Write at least one.")
@@ -59,6 +82,21 @@ def _from_array(path: Path) -> Tensor:
             "Transpose channels-first images with x.transpose(0, 2, 3, 1)."
         )
     return _channels_first(array)
+
+
+def _floats(path: Path, array: np.ndarray) -> Tensor:
+    if array.ndim != 4 or array.size == 0 or array.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{path} holds {array.dtype} of shape {array.shape}, expected floats of (N, C, H, W) with C of 1 or 3, "
+            "channels first. Transpose channels-last images with x.transpose(0, 3, 1, 2)."
+        )
+    largest = max(abs(float(array.min())), abs(float(array.max())))
+    if not largest <= BRIGHTEST:
+        raise ValueError(
+            f"{path} holds {array.dtype} up to {largest:.4g}, expected finite images with black at 0 and white at 1. "
+            "Divide 8-bit pixels by 255, and take out images that are not finite."
+        )
+    return torch.from_numpy(array)
 
 
 def _channels_first(array: np.ndarray) -> Tensor:

@@ -13,7 +13,7 @@ from emprior.hub import Card, save_prior
 from emprior.priors.network import NetworkPrior
 from emprior.train.checkpoint import read_checkpoint
 from emprior.train.config import Config
-from emprior.train.data import load_images
+from emprior.train.data import as_public, load_images
 from emprior.train.evaluate import measure, measure_essentials
 from emprior.train.model import MODELS
 from emprior.train.provenance import circumstances
@@ -39,7 +39,7 @@ def export_prior(
         config: The settings of the training.
         checkpoint_dir: The folder with the checkpoint.
         out: The folder to write `card.yaml` and `weights.safetensors` to.
-        images: Training images, `(N, C, H, W)` uint8, of which the first are measured on if none are held out.
+        images: Training images, `(N, C, H, W)` as stored, of which the first are measured on if none are held out.
         dtype: How weights are stored: `torch.float32`, or `torch.float16` or `torch.bfloat16` for half the size.
         device: Where the figures are computed.
         held_out: The number of images to measure on.
@@ -58,7 +58,7 @@ def export_prior(
     if known is not None:
         metrics = measure(made, known, device)
     elif images is not None and isinstance(made, NetworkPrior):
-        metrics = measure_essentials(made, images[:held_out].float() / 255, device)
+        metrics = measure_essentials(made, as_public(images[:held_out]), device)
     return save_prior(
         Path(out),
         network,
@@ -94,7 +94,7 @@ def held_out_images(config: Config, shape: tuple[int, ...], count: int) -> Tenso
             f"validation images at {source} have {images.shape[1]} channels, but the network was trained on "
             f"{shape[0]}. Give others, or none: --set data.validation=null"
         )
-    return images.float() / 255
+    return as_public(images)
 
 
 def _describe(config: Config, network: nn.Module) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from emprior._bands import Spectrum
 from emprior.train.config import Config
+from emprior.train.data import as_signed
 from emprior.train.distributed import World
 from emprior.train.negatives import Gradient, ReplayBuffer, fresh_negatives, start_chains
 from emprior.train.stream import Batch
@@ -23,7 +24,7 @@ class Sampler:
 
     Arguments:
         config: The settings.
-        images: The data, `(N, C, H, W)` uint8, where the training runs.
+        images: The data, `(N, C, H, W)` as stored, where the training runs.
         gradient: The gradient of `V`.
         thermal: The standard deviation of the noise of the data at the density's temperature, in `[-1, 1]`.
         spectrum: The frame of the replay chains, if they have one.
@@ -58,4 +59,4 @@ class Sampler:
     def origins(self) -> Tensor:
         r"""Returns the images at which the replay chains start, the first of the data."""
         rows = torch.arange(self.settings.chains) * self.world.size + self.world.rank
-        return self.images[rows.to(self.images.device) % len(self.images)].float().div(127.5).sub(1)
+        return as_signed(self.images[rows.to(self.images.device) % len(self.images)])

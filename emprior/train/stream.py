@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emprior._noise import generator
 from emprior.train.config import Config
+from emprior.train.data import as_signed
 from emprior.train.distributed import World, send
 from emprior.train.draws import Draws
 from emprior.train.pairing import assignments, transport_cost
@@ -47,7 +48,7 @@ class Stream:
 
     Arguments:
         config: The settings.
-        images: The data, `(N, C, H, W)` uint8, where the training runs.
+        images: The data, `(N, C, H, W)` as stored, where the training runs.
         coupled: Whether noise and data are paired.
         near: The noise fraction up to which they are not.
     """
@@ -98,7 +99,7 @@ class Stream:
         positions = torch.arange(first + world.rank, first + train.batch_size, world.size)
         epochs = positions // n
         rows = torch.cat([self._permutation(e)[positions[epochs == e] % n] for e in epochs.unique().tolist()])
-        x = self.images[send(rows, self.images.device)].float().div(127.5).sub(1)
+        x = as_signed(self.images[send(rows, self.images.device)])
         if self.config.data.flip:
             flips = Draws.keyed((train.seed, "flip", step), self.groups).uniform(len(x)) < 0.5
             x = torch.where(send(flips, x.device)[:, None, None, None], x.flip(-1), x)

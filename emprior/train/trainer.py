@@ -43,7 +43,7 @@ class Trainer:
 
     Arguments:
         config: The settings.
-        images: The data, `(N, C, H, W)` uint8.
+        images: The data, `(N, C, H, W)` as :func:`emprior.train.load_images` returns them.
         out: The folder for checkpoint, log and sample grids.
         device: Where to train.
     """

@@ -9,6 +9,7 @@ from emprior._check import check_positive, nearest
 from emprior.solvers import METHODS
 from emprior.verify import calibration, efficiency, fields, mixture, signals
 from emprior.verify.images import images as of_images
+from emprior.verify.images import learned as of_learned
 from emprior.verify.peers import PEERS
 from emprior.verify.peers import peers as of_peers
 from emprior.verify.row import Case, Row
@@ -21,6 +22,7 @@ SUITES: dict[str, tuple[Callable[..., Iterator[Row]], str | None]] = {
     "calibration": (calibration.calibration, None),
     "calibration-long": (calibration.calibration_at_length, None),
     "images": (of_images, "posterior"),
+    "learned": (of_learned, "posterior"),
     "signals": (signals.signals, None),
     "efficiency": (efficiency.efficiency, "hmc"),
 }
@@ -51,7 +53,8 @@ def verify(
         suites: The names of suites: `"gaussian"`, fields of 8 x 8 and 32 x 32 pixels under four operators;
             `"modes"`, a posterior of two modes far apart; `"calibration"`, the ranks of many truths among draws, on
             the small fields and the two modes, and `"calibration-long"`, on signals and on images; `"images"`, a
-            mixture fitted to photographs under the bundled problems; `"signals"`, signals with independent
+            mixture fitted to photographs under the bundled problems, and `"learned"`, the same with an energy that was
+            learned from draws of the mixture; `"signals"`, signals with independent
             increments; `"efficiency"`, effective draws for the gradients that they cost, beside unadjusted Langevin's.
         method: The name of a method that samples; by default the one that the suite is for.
         peers: Names of samplers of deepinv, `PEERS`, to run beside it on the small fields and on the two modes. Their

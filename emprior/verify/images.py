@@ -22,6 +22,9 @@ from emprior.verify.row import Draw, Row
 
 PRIOR, FAMILY = "cifar10-mixture", "cifar10/"
 
+LEARNED = "cifar10-mixture-learned"
+"""An energy learned from draws of the mixture, which knows nothing else of it."""
+
 DRAWS = 256
 """The draws of an image that scores and distances are of."""
 
@@ -64,15 +67,36 @@ def images(method: str, steps: int | None, images: int, seed: int) -> Iterator[R
         | Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015)
         | https://doi.org/10.1007/s10851-014-0506-3
     """
-    prior = load_prior(PRIOR)
-    assert isinstance(prior, GaussianMixturePrior)
-    x = prior.sample(images, seed=seed)
+    yield from _rows("images", PRIOR, BARS, method, steps, images, seed)
+
+
+def learned(method: str, steps: int | None, images: int, seed: int) -> Iterator[Row]:
+    r"""Samples posteriors of the same images with an energy learned from draws of the mixture.
+
+    The truths, their measurements, the exact posteriors and the figures are those of :func:`images`, whose rows say
+    how far off a sampler is: what the rows here are off beyond that is the error of learning. They have no bars.
+    """
+    yield from _rows("learned", LEARNED, {}, method, steps, images, seed)
+
+
+def _rows(
+    suite: str,
+    prior: str,
+    bars: dict[str, tuple[float, float]],
+    method: str,
+    steps: int | None,
+    images: int,
+    seed: int,
+) -> Iterator[Row]:
+    truth, model = load_prior(PRIOR), load_prior(prior)
+    assert isinstance(truth, GaussianMixturePrior)
+    x = truth.sample(images, seed=seed)
     for name in filter(lambda name: name.startswith(FAMILY), list_problems()):
         problem, path = load_problem(name), Path(STATES)
         y = problem.measure(x, seed=seed)
-        result = solve(problem.operator, y, prior, method=method, steps=steps, seed=seed, progress=False, callback=path)
-        exact = prior.posterior(cast(problem.operator, y.double()), y.double(), problem.sigma)
-        yield Row.of(result, "images", name, figures(result, path, exact, seed), BARS)
+        result = solve(problem.operator, y, model, method=method, steps=steps, seed=seed, progress=False, callback=path)
+        exact = truth.posterior(cast(problem.operator, y.double()), y.double(), problem.sigma)
+        yield Row.of(result, suite, name, figures(result, path, exact, seed), bars)
 
 
 def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:

@@ -11,7 +11,7 @@ from emprior._solve import solve
 from emprior.bench.methods.base import Answer, Method, Models, Settings, Task, paced_once
 from emprior.operators import without_noise
 from emprior.result import Result
-from emprior.solvers import HMC
+from emprior.solvers import HMC, Annealing
 from emprior.status import Status
 from emprior.verify.path import Path
 
@@ -122,9 +122,10 @@ def _blind_within(settings: Settings, samples: int, budget: int) -> Settings:
 
 
 def _flow_within(settings: Settings, samples: int, budget: int) -> Settings:
-    r"""Returns as many steps as a budget pays for, at two evaluations each: of the gradient and of the energy."""
-    each = _untraced(budget // samples)
-    return {**settings, "steps": min(settings["steps"], max(20, each // 2))}
+    r"""Returns as many steps as a budget pays for: at most two thirds are of a start, the others ask for energies."""
+    each = budget // samples
+    steps = min(2 * each // 3, (each + Annealing().steps - APPROACH) // 2)
+    return {**settings, "steps": min(settings["steps"], max(20, steps))}
 
 
 def _untraced(budget: int, trace: int = TRACE) -> int:
