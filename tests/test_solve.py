@@ -64,7 +64,7 @@ def test_result(denoising, y, rgb):
 KNOWN = dict.fromkeys(["descent", "gibbs", "hmc", "mala", "tempering"], 0)
 
 
-@pytest.mark.parametrize(("method", "asked"), [*KNOWN.items(), ("ula", 20), ("flow", 20)])
+@pytest.mark.parametrize(("method", "asked"), [*KNOWN.items(), ("ula", 20), ("skrock", 20), ("flow", 20)])
 def test_traces_ask_once_for_energies_that_a_method_does_not_know(denoising, y, method, asked):
     from emprior.bench.meter import Meter, MeteredPrior
 
@@ -74,6 +74,12 @@ def test_traces_ask_once_for_energies_that_a_method_does_not_know(denoising, y, 
     assert meter.forwards - meter.backwards == 4 * asked
     told = prior(result.samples.flatten(0, 1)).reshape(2, 2)
     assert (result.diagnostics.trace["prior"][-1] - told).abs().max() < 1e-9
+
+
+def test_traces_of_langevin_chains_are_of_where_they_are(denoising, y, rgb):
+    result = emprior.solve(denoising, y, rgb, method="ula", samples=2, steps=20)
+    told = rgb(result.samples.flatten(0, 1)).reshape(2, 2)
+    assert (result.diagnostics.trace["prior"][-1] - told).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("unknown", ["sigma", "weight"])

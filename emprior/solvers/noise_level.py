@@ -85,7 +85,7 @@ class NoiseLevel(Solver):
     """
 
     solver: Solver
-    samples = varies = True
+    samples, knows = True, False
 
     def check(self, energy: Energy) -> None:
         as_posterior(energy, "NoiseLevel")

@@ -41,7 +41,7 @@ class ULA(Solver):
     """
 
     step_size: float | None = None
-    samples = True
+    samples, knows = True, False
 
     def check(self, energy: Energy) -> None:
         if self.step_size is None:
@@ -56,7 +56,7 @@ class ULA(Solver):
 
     def step(self, energy: Energy, state: ULAState, noise: Noise) -> tuple[State, Info]:
         x = state.x
-        _, gradient = energy.value_and_grad(x)
+        value, gradient = energy.value_and_grad(x)
         h = column(state.step, x)
         x = x - h * gradient + (2 * h).sqrt() * noise.normal(*x.shape[1:])
-        return ULAState(x, state.count + 1, state.done, None, state.step), Info(step_size=state.step)
+        return ULAState(x, state.count + 1, state.done, value, state.step), Info(step_size=state.step)
