@@ -21,7 +21,7 @@ import torch
 
 import emprior
 from emprior.batch import Dask, Local, reconstruct_many
-from emprior.train.data import load_images
+from emprior.train import as_public, load_images
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
 
     problem = emprior.load_problem(args.problem)
-    x = load_images(args.test)[: args.images].float() / 255
+    x = as_public(load_images(args.test)[: args.images])
     y = problem.measure(x, seed=0)
     stacks = args.out / "stacks"
     stacks.mkdir(parents=True, exist_ok=True)

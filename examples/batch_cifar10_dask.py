@@ -20,7 +20,7 @@ from photographs import write_pieces
 import emprior
 from emprior.batch import Dask
 from emprior.report.batch import write_index
-from emprior.train import load_images
+from emprior.train import as_public, load_images
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     problem = emprior.load_problem(args.problem)
     truth, measured = write_pieces(args.out / "truth", args.images), args.out / "measured"
     measured.mkdir(exist_ok=True)
-    for index, y in enumerate(problem.measure(load_images(truth).float() / 255, seed=0)):
+    for index, y in enumerate(problem.measure(as_public(load_images(truth)), seed=0)):
         np.save(measured / f"{index:04}.npy", y.numpy())
 
     summary = emprior.reconstruct_many(

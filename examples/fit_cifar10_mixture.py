@@ -20,7 +20,7 @@ from torch import Tensor
 from emprior.hub import Card, save_prior
 from emprior.priors import GaussianMixturePrior
 from emprior.priors.analysers import Analysers, fit_analysers
-from emprior.train import load_images
+from emprior.train import as_public, load_images
 from emprior.train.evaluate import denoising_figures
 from emprior.train.provenance import circumstances, origin
 
@@ -47,7 +47,7 @@ def figures(prior: GaussianMixturePrior, images: Tensor) -> dict[str, object]:
 
 
 def save(prior: GaussianMixturePrior, args: argparse.Namespace, images: int, seconds: float) -> Card:
-    test = load_images(args.test, held_out=True).float() / 255
+    test = as_public(load_images(args.test, held_out=True))
     stored = Analysers.of(prior).half().float()
     return save_prior(
         args.out,
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = time.process_time()
-    images = load_images(args.train).float() / 255
+    images = as_public(load_images(args.train))
     prior = fit_analysers(images, args.components, args.rank, args.steps, args.seed, report)
     card = save(prior, args, len(images), time.process_time() - start)
     print(f"{args.out}: {card.metrics['likelihood']['nats_per_pixel']} nats a pixel of held-out images")

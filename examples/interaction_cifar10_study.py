@@ -23,7 +23,7 @@ from torch import Tensor
 import emprior
 from emprior.metrics import psnr
 from emprior.plot import save_figure
-from emprior.train import load_images
+from emprior.train import as_public, load_images
 
 COLUMNS = ("inside", "outside", "residual", "PSNR of the mean", "PSNR of a sample", "energy", "acceptance")
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--leaps", type=int, default=16, help="gradients of a step")
     parser.add_argument("--levels", type=int, default=20, help="noise levels of the annealed start")
     args = parser.parse_args()
-    x, prior = load_images(args.test)[: args.images].float() / 255, emprior.load_prior(args.prior)
+    x, prior = as_public(load_images(args.test)[: args.images]), emprior.load_prior(args.prior)
     prior.settings = {"hmc": {"levels": args.levels, "leaps": args.leaps}}
     problem = emprior.load_problem("cifar10/box_inpainting")
     y, box = problem.measure(x, seed=0), 1 - problem.operator.A(torch.ones_like(x[:1]))[0]

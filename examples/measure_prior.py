@@ -19,7 +19,7 @@ import torch
 
 import emprior
 from emprior.priors import NetworkPrior
-from emprior.train import Config, Trainer, load_images
+from emprior.train import Config, Trainer, as_public, load_images
 from emprior.train.config import Contrast, Net, Train, Transport
 from emprior.train.evaluate import LEVELS, chain, denoising_psnr, drift, framed_chain
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--framed", type=int, default=100, help="steps of chains in the prior's frame")
     args = parser.parse_args()
     images = load_images(args.test)[: args.images]
-    x, prior = images.float() / 255, emprior.load_prior(args.prior)
+    x, prior = as_public(images), emprior.load_prior(args.prior)
     levels = ", ".join(f"{denoising_psnr(prior, x, s):.2f} dB at {s}" for s in LEVELS)
     print(f"denoising: {levels}")
     print(f"tilt of the energy along brightness: {tilt(prior, x[:64]):.1f} nats over 0.2")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import emprior
 from emprior.metrics import psnr
-from emprior.train.data import load_images
+from emprior.train import as_public, load_images
 
 WEIGHTS = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2)
 
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--tv-steps", type=int, default=80, help="of total variation")
     parser.add_argument("--problems", nargs="*", default=emprior.list_problems())
     args = parser.parse_args()
-    test = load_images(args.test)[: args.images].float() / 255
-    tune = load_images(args.tune)[-args.tune_images :].float() / 255
+    test = as_public(load_images(args.test)[: args.images])
+    tune = as_public(load_images(args.tune)[-args.tune_images :])
     prior = emprior.load_prior(args.prior)
 
     print("| problem | pseudo-inverse | total variation (weight) | MAP | gradients | seconds an image | status |")

@@ -19,7 +19,7 @@ from deepinv.physics import GaussianNoise
 
 import emprior
 from emprior.metrics import psnr
-from emprior.train import load_images
+from emprior.train import as_public, load_images
 
 
 def report(problem: emprior.Problem, x: torch.Tensor, prior: str, options: argparse.Namespace) -> str:
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int)
     parser.add_argument("--steps", type=int)
     options = parser.parse_args()
-    x = load_images(options.test)[: options.images].float() / 255
+    x = as_public(load_images(options.test)[: options.images])
     prior = emprior.load_prior(options.prior)
     prior.accelerate()
     for name in options.problems or emprior.list_problems():

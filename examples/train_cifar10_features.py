@@ -23,7 +23,7 @@ from torch import Tensor
 
 from emprior.hub import Card, save_prior
 from emprior.nets import Classifier
-from emprior.train import load_images
+from emprior.train import as_public, load_images
 from emprior.train.provenance import circumstances, origin
 
 SHIFT = 2
@@ -38,7 +38,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 
 def augmented(images: Tensor, random: torch.Generator) -> Tensor:
     side, count = images.shape[-1], len(images)
-    padded = F.pad(images.float() / 255, (SHIFT,) * 4, mode="reflect")
+    padded = F.pad(as_public(images), (SHIFT,) * 4, mode="reflect")
     windows = padded.unfold(2, side, 1).unfold(3, side, 1)
     down, right = torch.randint(0, 2 * SHIFT + 1, (2, count), generator=random)
     x = windows[torch.arange(count), :, down, right]
@@ -72,7 +72,7 @@ def fit(images: Tensor, labels: Tensor, epochs: int, batch_size: int, lr: float)
 
 @torch.no_grad()
 def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
-    logits = torch.cat([network(part.float() / 255) for part in images.split(500)])
+    logits = torch.cat([network(as_public(part)) for part in images.split(500)])
     return float((logits.argmax(1) == labels).float().mean())
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from emprior._files import sole
 from emprior.train.check import check_config
 from emprior.train.config import Config
-from emprior.train.data import load_images
+from emprior.train.data import as_public, load_images
 from emprior.train.distributed import World, place
 from emprior.train.export import export_prior, held_out_images
 from emprior.train.trainer import Trainer
 
-__all__ = ["Config", "Trainer", "check_config", "export_prior", "load_images", "run_training"]
+__all__ = ["Config", "Trainer", "as_public", "check_config", "export_prior", "load_images", "run_training"]
 
 
 def run_training(
