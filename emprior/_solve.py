@@ -29,13 +29,16 @@ from emprior.interaction import Repulsion
 from emprior.monitor import Monitor
 from emprior.operators import as_operator, without_noise
 from emprior.result import Result
-from emprior.solvers import METHODS, Method, Settings, Stage, run, validated
+from emprior.solvers import METHODS, Annealing, Method, Settings, Stage, run, validated
 from emprior.status import Status
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
 
 logger = logging.getLogger("emprior")
+
+LEVELS = 20
+"""The noise levels on the way to an image about which a repulsion is tested."""
 
 
 @torch.no_grad()
@@ -136,7 +139,7 @@ def solve(
     x = _starts(fidelity, noise, shape, x0, scatter=not recipe.samples)
     posterior = Posterior(fidelity, prior, factor)
     if interaction is not None:
-        posterior = _coupled(posterior, interaction, x, samples)
+        posterior = _coupled(posterior, interaction, x, samples, settings.fresh)
     law = posterior
     if found is not None and found.weight is not None:
         law = weighted(posterior, found.weight.to(y), samples)
@@ -177,11 +180,19 @@ def _stages(recipe: Method, settings: Settings, asked: str | None) -> list[Stage
     return stages
 
 
-def _coupled(posterior: Posterior, interaction: Repulsion, x: Image, samples: int) -> Posterior:
-    r"""Returns the joint posterior of the samples of an image, if it is proper."""
+def _coupled(posterior: Posterior, interaction: Repulsion, x: Image, samples: int, fresh: bool) -> Posterior:
+    r"""Returns the joint posterior of the samples of an image, if it is found proper about a draw of one alone."""
     interaction = interaction.among(samples).to(x)
     interaction.check(x.shape[1:])
-    interaction.check_proper(posterior, x[: posterior.fidelity.images])
+    first = x[: posterior.fidelity.images]
+    if fresh:
+        noise = Noise([("repulsion",)] * len(first), x.device, x.dtype)
+        annealing = Stage(Annealing(steps=LEVELS), LEVELS, burn_in=LEVELS)
+        outcome = run([annealing], posterior, first, noise, len(first))
+        if Status.INTERRUPTED in outcome.status:
+            raise KeyboardInterrupt
+        first = outcome.x
+    interaction.check_proper(posterior, first)
     return Posterior(posterior.fidelity, posterior.prior, posterior.weight, interaction)
 
 
@@ -201,7 +212,7 @@ def _check_interaction(interaction: object, samples: int, method: str) -> None:
     if interaction is None:
         return
     if not isinstance(interaction, Repulsion):
-        raise TypeError(f"interaction is a {type(interaction).__name__}. Pass emprior.Repulsion(strength=1.0).")
+        raise TypeError(f"interaction is a {type(interaction).__name__}. Pass emprior.Repulsion(strength=1.5).")
     if samples < 2:
         raise ValueError(f"an interaction is between samples, but samples is {samples}. Pass samples=2 or more.")
     if not METHODS[method].samples:

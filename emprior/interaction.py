@@ -15,6 +15,9 @@ from emprior.energy import Energy
 PROBES = 12
 """The gradients, forth and back, by which the direction that gives way first is looked for."""
 
+REACHES = (0.25, 1.0, 4.0)
+"""The distances at which it is looked for, in ranges of images: learned energies hold less at some than at others."""
+
 
 class Repulsion(Energy):
     r"""A repulsion between the `S` samples of an image within a region,
@@ -102,8 +105,9 @@ class Repulsion(Energy):
         r"""Raises a ValueError if prior and data are found too weak to hold samples that repel each other.
 
         A direction is looked for along which :math:`U(x + v) + U(x - v) - 2 U(x) < \frac{4}{s^2} \|B v\|^2` at
-        the distance where pixels of the region would move by about their whole range. For a quadratic `U` there is
-        one exactly if the joint law is improper. What is found counts for any `U`; a direction can be missed.
+        distances where pixels of the region would move by about a quarter of their range, all of it, and four times
+        that. For a quadratic `U` there is one exactly if the joint law is improper. What is found counts for any `U`:
+        from there on samples part; a direction can be missed.
 
         Arguments:
             energy: The energy `U` of a sample given the measurements, without the repulsion.
@@ -115,9 +119,9 @@ class Repulsion(Energy):
         area = (self._squared(x) * torch.ones_like(x[:1])).sum()
         if not bool(area > 0):
             return
-        flat, found = weakest(energy, x, self._squared(x), self.push, float(area.sqrt()))
-        for v in (flat, found):
-            self._refuse(dot(v, _rise(energy, x, v)), dot(v, self._squared(x) * v))
+        for reach in REACHES:
+            for v in weakest(energy, x, self._squared(x), self.push, reach * float(area.sqrt())):
+                self._refuse(dot(v, _rise(energy, x, v)), dot(v, self._squared(x) * v))
 
     def _refuse(self, held: PerImage, freed: PerImage) -> None:
         for image in torch.nonzero(held < self.push * freed).flatten().tolist():

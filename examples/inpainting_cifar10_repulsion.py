@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path, default=CAT, help="a photograph, reduced to 32 x 32")
     parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--strength", type=float, default=0.3)
+    parser.add_argument("--strength", type=float, default=1.4)
     parser.add_argument("--steps", type=int, default=40, help="of the chains, a quarter of them burn-in")
     parser.add_argument(
         "--leaps", type=int, default=16, help="of a path, in the mean; long paths move what is held least"

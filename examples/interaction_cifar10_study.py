@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--prior", default="cifar10")
     parser.add_argument("--samples", type=int, nargs="*", default=[2, 4, 8, 16])
-    parser.add_argument("--strengths", type=float, nargs="*", default=[1.0, 0.5], help="smaller pushes harder")
+    parser.add_argument("--strengths", type=float, nargs="*", default=[2.0, 1.4, 1.2], help="smaller pushes harder")
     parser.add_argument("--steps", type=int, default=20, help="of Hamiltonian Monte Carlo, a quarter of them burn-in")
     parser.add_argument("--leaps", type=int, default=16, help="gradients of a step")
     parser.add_argument("--levels", type=int, default=20, help="noise levels of the annealed start")

@@ -9,6 +9,7 @@ import torch
 from emprior.priors import GaussianMixturePrior
 from emprior.result import Diagnostics, Result, Status
 from emprior.sketch import Sketch
+from emprior.verify import verify
 from emprior.verify.images import BARS, Marginal, figures, images, sliced
 from emprior.verify.path import Path
 
@@ -158,6 +159,25 @@ def test_a_short_suite(monkeypatch):
     assert row.figures["CRPS ratio"] == pytest.approx(1, abs=0.01)
     assert row.figures["spread-skill"] == pytest.approx(1, abs=0.02)
     assert row.figures["SW2"] < 1.5 * row.figures["SW2 exact"]
+
+
+def test_a_prior_is_judged_beside_the_mixture_by_the_same_posteriors(monkeypatch):
+    monkeypatch.setattr("emprior.verify.images.list_problems", lambda: ["cifar10/denoising"])
+    exact, same = verify(["images"], steps=20, images=1, seed=1, prior="cifar10-mixture")
+    assert (exact.problem, same.problem) == ("cifar10/denoising", "cifar10/denoising, cifar10-mixture")
+    assert same.figures == exact.figures
+    _, other = verify(["images"], steps=20, images=1, seed=1, prior="cifar10")
+    assert other.figures["SW2 exact"] == exact.figures["SW2 exact"]
+    assert "CRPS ratio" in other.failures
+
+
+def test_priors_that_cannot_be_judged_are_named():
+    with pytest.raises(ValueError, match="for the suite 'images' alone, got gaussian"):
+        verify(["gaussian"], prior="cifar10")
+    with pytest.raises(ValueError, match=r"'mnist' is of images \(1, 28, 28\), but"):
+        verify(["images"], prior="mnist")
+    with pytest.raises(ValueError, match="nosuch"):
+        verify(["images"], prior="nosuch")
 
 
 @pytest.mark.slow

@@ -12,19 +12,25 @@ EXAMPLES = """
 emprior verify
 emprior verify --suite gaussian --method mala --steps 4000
 emprior verify --suite gaussian modes --peers
+emprior verify --suite images --prior runs/learned/prior
 """
 
-PROBLEM, METHOD, STATUS, FIGURE = 30, 21, 10, 10
+PROBLEM, METHOD, STATUS, FIGURE = 34, 21, 10, 10
 """The widths of columns; a figure's is wider where its name is."""
 
 
 def add(commands: Any) -> None:
     parser = add_command(commands, "verify", run, "check samplers against posteriors that are known", EXAMPLES)
-    suites = "gaussian, modes, calibration (these three), calibration-long, images, learned, signals, efficiency"
+    suites = "gaussian, modes, calibration (these three), calibration-long, images, signals, efficiency"
     parser.add_argument("--suite", nargs="+", metavar="NAME", help=suites)
     parser.add_argument("--method", metavar="NAME", help="a method that samples (the suite's own)")
     peers = "samplers of deepinv to run beside it on gaussian and modes, such as deepinv-dps; all without a name"
     parser.add_argument("--peers", nargs="*", metavar="NAME", help=peers)
+    parser.add_argument(
+        "--prior",
+        metavar="NAME|DIR",
+        help="a prior to sample beside the mixture of images, such as one learned from it",
+    )
     parser.add_argument("--steps", type=positive_int, metavar="N", help="iterations; by default the method's own")
     parser.add_argument("--images", type=positive_int, default=2, metavar="B", help="images of each problem (2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (0)")
@@ -40,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
             options.suite or DEFAULT,
             options.method,
             peers=peers,
+            prior=options.prior,
             steps=options.steps,
             images=options.images,
             seed=options.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -22,9 +23,6 @@ from emprior.verify.row import Draw, Row
 
 PRIOR, FAMILY = "cifar10-mixture", "cifar10/"
 
-LEARNED = "cifar10-mixture-learned"
-"""An energy learned from draws of the mixture, which knows nothing else of it."""
-
 DRAWS = 256
 """The draws of an image that scores and distances are of."""
 
@@ -40,7 +38,9 @@ NEGLIGIBLE = 1e-12
 BARS = {"coverage 90": (0.89, 0.91), "CRPS ratio": (0.99, 1.01)}
 
 
-def images(method: str, steps: int | None, images: int, seed: int) -> Iterator[Row]:
+def images(
+    method: str, steps: int | None, images: int, seed: int, prior: str | PathLike[str] | None = None
+) -> Iterator[Row]:
     r"""Samples posteriors of images that a mixture fitted to CIFAR-10 holds for true, under every bundled problem.
 
     Coverage, scores and spread are judged by their expectations under the exact posterior given the measurements, in
@@ -57,6 +57,9 @@ def images(method: str, steps: int | None, images: int, seed: int) -> Iterator[R
     - `SW2`: the sliced 2-Wasserstein distance of those draws and of as many exact ones, over the root mean square of
       the exact standard deviation; `SW2 exact`: that of two sets of exact ones.
 
+    A `prior` of one's own, such as an energy learned from draws of the mixture, is sampled beside it: what its rows
+    are off, where those of the mixture are not, is the error of learning.
+
     References:
         | Strictly Proper Scoring Rules, Prediction, and Estimation (Gneiting and Raftery, 2007)
         | https://doi.org/10.1198/016214506000001437
@@ -67,36 +70,30 @@ def images(method: str, steps: int | None, images: int, seed: int) -> Iterator[R
         | Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015)
         | https://doi.org/10.1007/s10851-014-0506-3
     """
-    yield from _rows("images", PRIOR, BARS, method, steps, images, seed)
-
-
-def learned(method: str, steps: int | None, images: int, seed: int) -> Iterator[Row]:
-    r"""Samples posteriors of the same images with an energy learned from draws of the mixture.
-
-    The truths, their measurements, the exact posteriors and the figures are those of :func:`images`, whose rows say
-    how far off a sampler is: what the rows here are off beyond that is the error of learning. They have no bars.
-    """
-    yield from _rows("learned", LEARNED, {}, method, steps, images, seed)
-
-
-def _rows(
-    suite: str,
-    prior: str,
-    bars: dict[str, tuple[float, float]],
-    method: str,
-    steps: int | None,
-    images: int,
-    seed: int,
-) -> Iterator[Row]:
-    truth, model = load_prior(PRIOR), load_prior(prior)
+    truth = load_prior(PRIOR)
     assert isinstance(truth, GaussianMixturePrior)
+    models = [truth] if prior is None else [truth, load_prior(prior)]
     x = truth.sample(images, seed=seed)
     for name in filter(lambda name: name.startswith(FAMILY), list_problems()):
-        problem, path = load_problem(name), Path(STATES)
+        problem = load_problem(name)
         y = problem.measure(x, seed=seed)
-        result = solve(problem.operator, y, model, method=method, steps=steps, seed=seed, progress=False, callback=path)
         exact = truth.posterior(cast(problem.operator, y.double()), y.double(), problem.sigma)
-        yield Row.of(result, suite, name, figures(result, path, exact, seed), bars)
+        for model in models:
+            path = Path(STATES)
+            result = solve(
+                problem.operator, y, model, method=method, steps=steps, seed=seed, progress=False, callback=path
+            )
+            title = name if model is truth else f"{name}, {model.title}"
+            yield Row.of(result, "images", title, figures(result, path, exact, seed), BARS)
+
+
+def check_images_of(prior: str | PathLike[str]) -> None:
+    r"""Raises a ValueError unless there is such a prior and it is of images like those of the mixture."""
+    given, expected = load_prior(prior).shape, load_prior(PRIOR).shape
+    if given != expected:
+        raise ValueError(
+            f"{str(prior)!r} is of images {given}, but those of {PRIOR} are {expected}. Give another prior."
+        )
 
 
 def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:
