@@ -212,7 +212,7 @@ def _check_interaction(interaction: object, samples: int, method: str) -> None:
     if interaction is None:
         return
     if not isinstance(interaction, Repulsion):
-        raise TypeError(f"interaction is a {type(interaction).__name__}. Pass emprior.Repulsion(strength=1.5).")
+        raise TypeError(f"interaction is a {type(interaction).__name__}. Pass emprior.Repulsion(strength=2.0).")
     if samples < 2:
         raise ValueError(f"an interaction is between samples, but samples is {samples}. Pass samples=2 or more.")
     if not METHODS[method].samples:
