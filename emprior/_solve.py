@@ -139,7 +139,7 @@ def solve(
     x = _starts(fidelity, noise, shape, x0, scatter=not recipe.samples)
     posterior = Posterior(fidelity, prior, factor)
     if interaction is not None:
-        posterior = _coupled(posterior, interaction, x, samples, settings.fresh)
+        posterior = _coupled(posterior, interaction, x, samples, settings)
     law = posterior
     if found is not None and found.weight is not None:
         law = weighted(posterior, found.weight.to(y), samples)
@@ -180,15 +180,15 @@ def _stages(recipe: Method, settings: Settings, asked: str | None) -> list[Stage
     return stages
 
 
-def _coupled(posterior: Posterior, interaction: Repulsion, x: Image, samples: int, fresh: bool) -> Posterior:
-    r"""Returns the joint posterior of the samples of an image, if it is found proper about a draw of one alone."""
+def _coupled(posterior: Posterior, interaction: Repulsion, x: Image, samples: int, s: Settings) -> Posterior:
+    r"""Returns the joint posterior of the samples of an image, if it holds about `x0` or a short annealed start."""
     interaction = interaction.among(samples).to(x)
     interaction.check(x.shape[1:])
     first = x[: posterior.fidelity.images]
-    if fresh:
+    if s.fresh:
         noise = Noise([("repulsion",)] * len(first), x.device, x.dtype)
-        annealing = Stage(Annealing(steps=LEVELS), LEVELS, burn_in=LEVELS)
-        outcome = run([annealing], posterior, first, noise, len(first))
+        annealing = Stage(Annealing(LEVELS, s.start, s.stop, s.trust), LEVELS, burn_in=LEVELS)
+        outcome = run([annealing], posterior, first, noise, len(first), records=1)
         if Status.INTERRUPTED in outcome.status:
             raise KeyboardInterrupt
         first = outcome.x

@@ -3,7 +3,8 @@ r"""Energies between the samples of an image."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from emprior.energy import Energy
 PROBES = 12
 """The gradients, forth and back, by which the direction that gives way first is looked for."""
 
-REACHES = (0.25, 1.0, 4.0)
+REACHES = (1.0, 2.0, 4.0)
 """The distances at which it is looked for, in ranges of images: learned energies hold less at some than at others."""
+
+SMOOTH, TURNS = 3, 4
+"""The cosines a side of smooth directions, and the turns towards the one among them that gives way first."""
 
 
 class Repulsion(Energy):
@@ -62,7 +66,7 @@ class Repulsion(Energy):
     def __init__(self, strength: float, mask: Tensor | None = None, samples: int = 2) -> None:
         super().__init__()
         if not strength > 0:
-            raise ValueError(f"strength should be a positive length in image units, got {strength}. Try 1.0.")
+            raise ValueError(f"strength should be a positive length in image units, got {strength}. Try 2.0.")
         self.strength, self.samples = strength, samples
         self.register_buffer("mask", None if mask is None else _region(mask))
         self.mask: Tensor | None
@@ -104,33 +108,53 @@ class Repulsion(Energy):
     def check_proper(self, energy: Energy, x: Image) -> None:
         r"""Raises a ValueError if prior and data are found too weak to hold samples that repel each other.
 
-        A direction is looked for along which :math:`U(x + v) + U(x - v) - 2 U(x) < \frac{4}{s^2} \|B v\|^2` at
-        distances where pixels of the region would move by about a quarter of their range, all of it, and four times
-        that. For a quadratic `U` there is one exactly if the joint law is improper. What is found counts for any `U`:
-        from there on samples part; a direction can be missed.
+        A direction `v` of the region is looked for along which
+
+        .. math:: \tfrac{1}{2} v^\top (\nabla U(x + v) - \nabla U(x - v)) < \tfrac{4}{s^2} \|B v\|^2
+
+        at the distances where pixels of the region would move by once, twice and four times their range. For a
+        quadratic `U` there is one exactly if the joint law is improper. For any other it says that samples part from
+        there on, be it for ever or to a distance that no images have; a direction can be missed.
 
         Arguments:
             energy: The energy `U` of a sample given the measurements, without the repulsion.
             x: A row for each image, `(B, *shape)`.
 
         Raises:
-            ValueError: There is such a direction; the message names a strength that it would hold.
+            ValueError: There is such a direction; the message names a strength at which none is found.
         """
-        area = (self._squared(x) * torch.ones_like(x[:1])).sum()
-        if not bool(area > 0):
-            return
-        for reach in REACHES:
-            for v in weakest(energy, x, self._squared(x), self.push, reach * float(area.sqrt())):
-                self._refuse(dot(v, _rise(energy, x, v)), dot(v, self._squared(x) * v))
-
-    def _refuse(self, held: PerImage, freed: PerImage) -> None:
-        for image in torch.nonzero(held < self.push * freed).flatten().tolist():
-            least = 2 * float((freed[image] / held[image]).clamp(min=0).sqrt())
-            cure = f"strength={1.1 * least:.2g} or more" if 0 < least < float("inf") else "a smaller region"
+        least = self._least(energy, x)
+        for image in torch.nonzero(least > self.strength).flatten().tolist():
+            strength = float(least[image])
+            for _ in range(TURNS):
+                if not math.isfinite(strength):
+                    break
+                strength = float(f"{1.1 * strength:.2g}")
+                needed = float(self._of(strength)._least(energy, x)[image])
+                if needed <= strength:
+                    break
+                strength = needed
+            cure = f"strength={strength:.2g} or more" if math.isfinite(strength) else "a smaller region"
             raise ValueError(
                 f"a repulsion of strength {self.strength:g} is stronger than what holds the samples of image {image}: "
-                f"they would run apart without end. Pass {cure}."
+                f"they would run apart. Pass {cure}."
             )
+
+    def _of(self, strength: float) -> Repulsion:
+        changed = copy.deepcopy(self)
+        changed.strength = strength
+        return changed
+
+    def _least(self, energy: Energy, x: Image) -> PerImage:
+        r"""Returns the least strengths that are held along the directions that are found, `(B,)`."""
+        square, least = self._squared(x), x.new_zeros(len(x))
+        area = float((square * torch.ones_like(x[:1])).sum())
+        for reach in REACHES if area else ():
+            for v in weakest(energy, x, square, self.push, reach * area**0.5):
+                freed, held = dot(v, square * v), dot(v, _rise(energy, x, v))
+                bound = torch.where(held > 0, 2 * (freed / held).sqrt(), float("inf"))
+                least = torch.maximum(least, torch.where((freed > 0) & held.isfinite(), bound, 0.0))
+        return least
 
     def forward(self, x: Image) -> PerImage:
         r"""Returns each row's own term `(S B,)` for rows `(S B, *shape)`, ordered sample by sample."""
@@ -149,12 +173,14 @@ class Repulsion(Energy):
         return x.new_ones(()) if self.mask is None else self.mask.square()
 
 
-def weakest(energy: Energy, x: Image, region: Tensor, push: float, reach: float) -> tuple[Image, Image]:
-    r"""Returns two directions of length `reach` along which an energy rises little, `(B, *shape)` each.
+def weakest(energy: Energy, x: Image, region: Tensor, push: float, reach: float) -> Iterator[Image]:
+    r"""Yields directions of length `reach` along which an energy rises little, `(B, *shape)` each.
 
     The first is flat over the region. The second is the Ritz vector of the least Ritz value of :math:`H - k B^2` in
     the Krylov space of the first, where `H v` is the secant curvature of :func:`_rise` at the distance `reach`; of a
-    quadratic energy it is the weakest there is, as far as `PROBES` vectors tell.
+    quadratic energy it is the weakest there is, as far as `PROBES` vectors tell. The others turn from the first
+    towards the weakest of smooth ones, which learned energies hold least: each is the Ritz vector in the plane of the
+    one before and the smooth part of its gradient.
 
     References:
         | The Symmetric Eigenvalue Problem, chapters 11 and 12 (Parlett, 1998)
@@ -167,22 +193,57 @@ def weakest(energy: Energy, x: Image, region: Tensor, push: float, reach: float)
         push: The curvature `k`.
         reach: The distance, in public units.
     """
-    flat = (region * torch.ones_like(x)).flatten(1)
-    basis = [flat / flat.norm(dim=1, keepdim=True)]
-    images: list[Tensor] = []
-    for _ in range(min(PROBES, flat.shape[1])):
-        v = (reach * basis[-1]).reshape(x.shape)
-        images.append((_rise(energy, x, v) - push * region * v).flatten(1) / reach)
+
+    def curve(v: Tensor) -> Tensor:
+        return (_rise(energy, x, reach * v.reshape(x.shape)) / reach - push * region * v.reshape(x.shape)).flatten(1)
+
+    flat = _unit((region * torch.ones_like(x)).flatten(1))
+    yield reach * flat.reshape(x.shape)
+    yield reach * _krylov(curve, flat).reshape(x.shape)
+    smooth, v = _smooth(region, x), flat
+    for _ in range(TURNS):
+        rise = curve(v)
+        value = dot(rise, v)
+        turn = _unit(rise @ smooth.mT @ smooth - value[:, None] * v)
+        mixed, other = dot(rise, turn), dot(curve(turn), turn)
+        angle = torch.atan2(2 * mixed, value - other) / 2 + math.pi / 2
+        v = _unit(angle.cos()[:, None] * v + angle.sin()[:, None] * turn)
+        yield reach * v.reshape(x.shape)
+
+
+def _krylov(curve: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
+    r"""Returns the Ritz vector of the least Ritz value in the Krylov space of `first` `(B, d)`."""
+    basis, images = [first], []
+    for _ in range(min(PROBES, first.shape[1])):
+        images.append(curve(basis[-1]))
+        if not bool(images[-1].isfinite().all()):
+            return first
         rest = images[-1]
         for _ in range(2):
             for one in basis:
-                rest = rest - (rest * one).sum(1, keepdim=True) * one
-        basis.append(rest / rest.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny))
+                rest = rest - dot(rest, one)[:, None] * one
+        basis.append(_unit(rest))
     krylov = torch.stack(basis[:-1], 1)
     ritz = krylov @ torch.stack(images, 2)
     _, vectors = torch.linalg.eigh((ritz + ritz.mT) / 2)
-    found = (vectors[:, :, :1] * krylov).sum(1)
-    return reach * basis[0].reshape(x.shape), reach * found.reshape(x.shape)
+    return (vectors[:, :, :1] * krylov).sum(1)
+
+
+def _smooth(region: Tensor, x: Image) -> Tensor:
+    r"""Returns an orthonormal basis of the lowest cosines of each channel, in the region, `(K, d)`."""
+    channels, *sides = x.shape[1:]
+    waves = torch.ones(1, 1, dtype=x.dtype, device=x.device)
+    for side in sides:
+        ticks = (torch.arange(side, dtype=x.dtype, device=x.device) + 0.5) / side
+        cosines = torch.stack([torch.cos(math.pi * k * ticks) for k in range(min(SMOOTH, side))])
+        waves = (waves[:, None, :, None] * cosines[None, :, None, :]).flatten(2).flatten(0, 1)
+    every = torch.block_diag(*[waves] * channels).reshape(-1, *x.shape[1:])
+    _, values, basis = torch.linalg.svd((region * every).flatten(1), full_matrices=False)
+    return basis[values > 1e-6 * values[0]]
+
+
+def _unit(v: Tensor) -> Tensor:
+    return v / v.norm(dim=1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def _rise(energy: Energy, x: Image, v: Image) -> Image:

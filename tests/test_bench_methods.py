@@ -113,12 +113,12 @@ def test_budgets_are_kept(name, eight):
     assert models.meter.forwards <= 1.1 * budget + least
 
 
-@pytest.mark.parametrize(("samples", "budget"), [(16, 2000), (4, 2000), (4, 400), (6, 600)])
+@pytest.mark.parametrize(("samples", "budget"), [(16, 2000), (4, 2000), (4, 400), (6, 600), (10, 2000)])
 def test_flow_takes_what_its_budget_pays_for(samples, budget, eight):
     method, (task, prior) = METHODS["emprior-flow"], eight
     models = models_of(prior)
     method.run(replace(task, y=task.y[:1]), models, samples, 0, cheap(method, samples, budget))
-    assert 0.95 * budget <= models.meter.forwards <= budget
+    assert 0.9 * budget <= models.meter.forwards <= budget
 
 
 def test_counts():

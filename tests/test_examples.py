@@ -142,7 +142,7 @@ def test_unknown_sigma(run, drawn, tmp_path):
 
 
 def test_repulsion(run, drawn, tmp_path):
-    words = ("--image", drawn, "--prior", "cifar10-mixture", "--steps", 100, "--leaps", 8, "--strength", 1.33)
+    words = ("--image", drawn, "--prior", "cifar10-mixture", "--steps", 100, "--leaps", 8, "--strength", 2.4)
     out = run("inpainting_cifar10_repulsion.py", *words)
     (alone, outside), (pushed, held) = re.findall(r"([\d.]+) apart inside the box, ([\d.]+) outside", out)
     assert float(pushed) > 1.1 * float(alone)

@@ -3,6 +3,7 @@ r"""Samples that repel each other, against the exact joint law under a Gaussian 
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
 import sys
@@ -17,7 +18,7 @@ from conftest import SHAPE, make_operator
 import emprior
 from emprior import Repulsion
 from emprior._noise import Noise
-from emprior.energy import Posterior
+from emprior.energy import Energy, Posterior
 from emprior.fidelity import GaussianFidelity
 from emprior.priors import GaussianPrior
 from emprior.report import reproduce
@@ -250,7 +251,7 @@ def test_a_repulsion_that_is_too_strong_is_refused(field, name):
         Repulsion(0.85 * bound, region).check_proper(posterior, x)
     named = float(re.search(r"strength=([\d.]+)", str(caught.value)).group(1))
     assert 0.9 * bound < named < 1.25 * bound
-    with pytest.raises(ValueError, match="run apart without end"):
+    with pytest.raises(ValueError, match="they would run apart"):
         emprior.solve(operator, y, field, method="hmc", samples=2, interaction=Repulsion(0.5 * bound, region))
     Repulsion(0.01, torch.zeros(SHAPE)).check_proper(posterior, x)
 
@@ -279,3 +280,61 @@ def test_the_study_runs_in_short(monkeypatch, tmp_path, capsys):
         (strength, samples) for strength in (None, 4.0, 2.0) for samples in (2, 3)
     ]
     assert (tmp_path / "out" / "samples.png").stat().st_size > 1000
+
+
+class Toy(Energy):
+    r"""The sum over pixels of a function of one variable."""
+
+    def __init__(self, law):
+        super().__init__()
+        self.law = law
+
+    def forward(self, x):
+        return self.law(x).flatten(1).sum(1)
+
+
+def test_what_holds_near_and_not_far_is_refused_with_a_strength_that_is_then_held():
+    energy, x = Toy(lambda x: 20 * (1 + (x / 0.1).square()).sqrt()), torch.zeros(2, *SHAPE).double()
+    Repulsion(1.0).check_proper(energy, x)
+    with pytest.raises(ValueError, match="they would run apart") as refused:
+        Repulsion(0.05).check_proper(energy, x)
+    named = float(re.search(r"strength=([\d.]+) or more", str(refused.value))[1])
+    Repulsion(named).check_proper(energy, x)
+    with pytest.raises(ValueError, match="they would run apart"):
+        Repulsion(0.7 * named).check_proper(energy, x)
+
+
+def test_a_weak_smooth_direction_is_found():
+    r"""One among a hundred stiff ones, to which the flat one and its Krylov space are orthogonal."""
+    side = 10
+    wave = torch.cos(math.pi * (torch.arange(side).double() + 0.5) / side)
+    wave = (wave[:, None] * torch.ones(side).double())[None, None]
+    wave = wave / wave.norm()
+
+    class Ripple(Energy):
+        def forward(self, x):
+            along = (x * wave).flatten(1).sum(1)
+            return 50 * x.flatten(1).square().sum(1) - 48 * along.square()
+
+    x = torch.zeros(1, 1, side, side).double()
+    with pytest.raises(ValueError, match="they would run apart"):
+        Repulsion(0.5).check_proper(Ripple(), x)
+    Repulsion(1.5).check_proper(Ripple(), x)
+
+
+def test_separate_modes_within_reach_are_no_reason_to_refuse():
+    def two(x):
+        return -torch.logaddexp(-50 * x.square().flatten(1).sum(1), -50 * (x - 0.45).square().flatten(1).sum(1))
+
+    class Two(Energy):
+        def forward(self, x):
+            return two(x)
+
+    Repulsion(0.3).check_proper(Two(), torch.zeros(1, *SHAPE).double())
+    with pytest.raises(ValueError, match="they would run apart"):
+        Repulsion(0.15).check_proper(Two(), torch.zeros(1, *SHAPE).double())
+
+
+def test_an_energy_that_overflows_far_away_holds():
+    energy = Toy(lambda x: 50 * x.square() + (x / 1.5).pow(2000))
+    Repulsion(0.5).check_proper(energy, torch.zeros(1, *SHAPE).double())

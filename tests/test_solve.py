@@ -80,6 +80,8 @@ def test_traces_of_langevin_chains_are_of_where_they_are(denoising, y, rgb):
     result = emprior.solve(denoising, y, rgb, method="ula", samples=2, steps=20)
     told = rgb(result.samples.flatten(0, 1)).reshape(2, 2)
     assert (result.diagnostics.trace["prior"][-1] - told).abs().max() < 1e-3
+    for image, chains in enumerate(result.diagnostics.chains):
+        assert (chains["energy"][-1] - chains["fidelity"][-1] - told[:, image]).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("unknown", ["sigma", "weight"])

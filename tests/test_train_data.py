@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from emprior.frechet import to_bytes
 from emprior.io import read_image
-from emprior.train.data import as_pixels, as_public, as_signed, load_images
+from emprior.train.data import as_public, as_signed, load_images
 
 
 def pixels(*shape, seed=0):
@@ -30,21 +31,27 @@ def test_array(tmp_path, shape):
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy().reshape(shape), array)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_floats(tmp_path, dtype):
     array = np.random.default_rng(0).normal(0.5, 1, (4, 3, 6, 5)).astype(dtype)
     np.save(tmp_path / "x.npy", array)
     images = load_images(tmp_path / "x.npy")
+    array = array.astype(np.float32) if dtype == np.float64 else array
     np.testing.assert_array_equal(images.numpy(), array)
     np.testing.assert_array_equal(as_public(images).numpy(), array.astype(np.float32))
     np.testing.assert_array_equal(as_signed(images).numpy(), 2 * array.astype(np.float32) - 1)
-    assert (as_pixels(images)[images > 1] == 255).all()
+
+
+@pytest.mark.parametrize(("low", "warned"), [(-1, True), (0, False)])
+def test_images_in_other_units_are_warned_of(tmp_path, caplog, low, warned):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(low, 1, (4, 3, 6, 5)).astype(np.float32))
+    load_images(tmp_path / "x.npy")
+    assert ("looks like images in [-1, 1]" in caplog.text) == warned
 
 
 def test_pixels_and_floats_are_the_same_images():
     levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(as_pixels(as_public(levels)), levels)
-    assert torch.equal(as_pixels(levels), levels)
+    assert torch.equal(to_bytes(as_public(levels)), levels)
     torch.testing.assert_close(as_signed(levels), as_signed(as_public(levels)))
     assert as_signed(levels)[[0, -1]].tolist() == [-1, 1]
 
@@ -56,11 +63,11 @@ def test_pixels_and_floats_are_the_same_images():
             np.zeros((4, 6, 5, 3), np.float32),
             r"holds float32 of shape \(4, 6, 5, 3\), expected floats of .*channels first",
         ),
-        (np.zeros((4, 6, 5), np.float16), r"expected floats of \(N, C, H, W\)"),
-        (np.zeros((0, 3, 6, 5), np.float32), r"expected floats of"),
+        (np.zeros((4, 6, 5), np.float16), r"expected floats of \(N, C, H, W\).*x\[:, None\]"),
+        (np.zeros((0, 3, 6, 5), np.float32), "holds no images"),
         (np.full((4, 3, 6, 5), 255, np.float32), r"up to 255, .*Divide 8-bit pixels by 255"),
         (np.full((4, 3, 6, 5), np.nan, np.float32), r"up to nan, expected finite images"),
-        (np.zeros((4, 3, 6, 5), np.float64), r"float64 .*expected uint8 .* or float16 or float32"),
+        (np.zeros((4, 3, 6, 5), np.int32), r"int32 .*expected uint8 .* or floats"),
         (pixels(6, 5), r"expected uint8 of \(N, H, W\)"),
         (pixels(4, 3, 6, 5), r"channels last. Transpose"),
         (pixels(0, 6, 5), "holds no images"),

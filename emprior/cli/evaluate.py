@@ -124,10 +124,10 @@ def _halves(options: argparse.Namespace, shape: tuple[int, ...], extractor: Extr
     import torch
 
     from emprior._noise import generator
-    from emprior.frechet import enough_images
-    from emprior.train.data import as_pixels, load_images
+    from emprior.frechet import enough_images, to_bytes
+    from emprior.train.data import as_public, load_images
 
-    images = as_pixels(load_images(options.images, shape[-1], held_out=True))
+    images = to_bytes(as_public(load_images(options.images, shape[-1], held_out=True)))
     if tuple(images.shape[1:]) != tuple(shape):
         raise ValueError(
             f"{options.images} holds images of shape {tuple(images.shape[1:])}, but {options.prior!r} generates "

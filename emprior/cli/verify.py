@@ -90,7 +90,7 @@ class Table:
         return start + self._figures(texts) + f"{row.evaluations:>{FIGURE}}{row.seconds:>{FIGURE}.1f}"
 
     def _columns(self, problem: str, method: str, status: str) -> str:
-        return f"{problem:{PROBLEM}}{method:{METHOD}}{status:{STATUS}}"
+        return f"{problem:{PROBLEM - 1}} {method:{METHOD - 1}} {status:{STATUS}}"
 
     def _figures(self, texts: dict[str, str]) -> str:
         return "".join(f" {texts.get(name, '-'):>{max(FIGURE, len(name) + 2) - 1}}" for name in self.names)

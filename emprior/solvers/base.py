@@ -78,8 +78,7 @@ class Solver(ABC):
     """Whether `State.done` is a test of convergence, by which a run is judged."""
 
     knows = True
-    """Whether `State.value`, if there is one, is the energy that it was given, at `State.x`: not of another energy, to
-    which it changes as it goes, nor of the rows before."""
+    """Whether `State.value`, if there is one, is of the energy that it was given, not of one that it changes it to."""
 
     def check(self, energy: Energy) -> None:  # noqa: B027 - most methods take any energy
         r"""Raises what is wrong with `energy` for this method, before any work is done."""

@@ -41,7 +41,7 @@ class ULA(Solver):
     """
 
     step_size: float | None = None
-    samples, knows = True, False
+    samples = True
 
     def check(self, energy: Energy) -> None:
         if self.step_size is None:
@@ -59,4 +59,5 @@ class ULA(Solver):
         value, gradient = energy.value_and_grad(x)
         h = column(state.step, x)
         x = x - h * gradient + (2 * h).sqrt() * noise.normal(*x.shape[1:])
-        return ULAState(x, state.count + 1, state.done, value, state.step), Info(step_size=state.step)
+        x = torch.where(column(value, x).isfinite(), x, torch.nan)
+        return ULAState(x, state.count + 1, state.done, None, state.step), Info(step_size=state.step)

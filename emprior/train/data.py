@@ -2,6 +2,7 @@ r"""Images in memory, as they are stored."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from emprior.io import read_image
+
+logger = logging.getLogger("emprior")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -23,7 +26,7 @@ def load_images(source: str | Path, size: int = 32, *, held_out: bool = False) -
     Arguments:
         source: A folder of images (searched through; each is read by :func:`emprior.io.read_image`,
             cropped to its central square and resized to `size`), a `.npy` stack `(N, H, W)` or
-            `(N, H, W, C)` of uint8, one `(N, C, H, W)` of float16 or float32 in public units, as
+            `(N, H, W, C)` of uint8, one `(N, C, H, W)` of floats in public units, as
             `emprior sample` writes it, or the root of a torchvision data set (CIFAR-10, CIFAR-100, MNIST,
             FashionMNIST, SVHN).
         size: The side of folder images.
@@ -55,11 +58,6 @@ def as_signed(images: Tensor) -> Tensor:
     return images.float().div(scale).sub(1)
 
 
-def as_pixels(images: Tensor) -> Tensor:
-    r"""Returns stored images as uint8, clipped and rounded."""
-    return images if images.dtype == torch.uint8 else images.float().clamp(0, 1).mul(255).round().byte()
-
-
 def _from_array(path: Path) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
@@ -67,15 +65,15 @@ def _from_array(path: Path) -> Tensor:
         raise ValueError(f"{path} is not a .npy array: {error}. Write it with numpy.save.") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive of arrays, expected one array. Write it with numpy.save.")
-    if array.dtype in (np.float16, np.float32):
+    if array.size == 0:
+        raise ValueError(f"{path} has shape {array.shape} and so holds no images. Write at least one.")
+    if array.dtype in (np.float16, np.float32, np.float64):
         return _floats(path, array)
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(
             f"{path} holds {array.dtype} of shape {array.shape}, expected uint8 of (N, H, W) or (N, H, W, C), or "
-            "float16 or float32 of (N, C, H, W). Convert images in [0, 1] with (255 * x).round().astype('uint8')."
+            "floats of (N, C, H, W). Convert images in [0, 1] with x.astype('float32')."
         )
-    if array.size == 0:
-        raise ValueError(f"{path} has shape {array.shape} and so holds no images. Write at least one.")
     if array.ndim == 4 and array.shape[-1] not in (1, 3):
         raise ValueError(
             f"{path} has shape {array.shape}, expected (N, H, W, C) with C of 1 or 3, channels last. "
@@ -85,7 +83,12 @@ def _from_array(path: Path) -> Tensor:
 
 
 def _floats(path: Path, array: np.ndarray) -> Tensor:
-    if array.ndim != 4 or array.size == 0 or array.shape[1] not in (1, 3):
+    if array.ndim == 3:
+        raise ValueError(
+            f"{path} holds {array.dtype} of shape {array.shape}, expected floats of (N, C, H, W). Give gray images "
+            "their channel: x[:, None]."
+        )
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise ValueError(
             f"{path} holds {array.dtype} of shape {array.shape}, expected floats of (N, C, H, W) with C of 1 or 3, "
             "channels first. Transpose channels-last images with x.transpose(0, 3, 1, 2)."
@@ -96,7 +99,9 @@ def _floats(path: Path, array: np.ndarray) -> Tensor:
             f"{path} holds {array.dtype} up to {largest:.4g}, expected finite images with black at 0 and white at 1. "
             "Divide 8-bit pixels by 255, and take out images that are not finite."
         )
-    return torch.from_numpy(array)
+    if array.min() < -0.5 and array.mean() < 0.1:
+        logger.warning("%s looks like images in [-1, 1], expected black at 0: if so, write (x + 1) / 2.", path)
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
 def _channels_first(array: np.ndarray) -> Tensor:

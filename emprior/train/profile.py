@@ -21,6 +21,7 @@ from emprior._compiled import CompiledGradient
 from emprior.nets.convolution import Conv2d
 from emprior.priors.network import NetworkPrior
 from emprior.train.config import Config, Contrast
+from emprior.train.data import as_signed
 from emprior.train.derivative import CompiledLoss
 from emprior.train.model import MODELS
 from emprior.train.trainer import Trainer
@@ -128,7 +129,7 @@ def profile_training(config: Config, images: Tensor, device: str = "cpu", iterat
 
     Arguments:
         config: The settings.
-        images: The data, `(N, C, H, W)` uint8.
+        images: The data, `(N, C, H, W)` as stored.
         device: Where to train.
         iterations: How many are timed; of the plain loop and of the contrast a third, of fresh chains one.
     """
@@ -161,7 +162,7 @@ def profile_gradient(config: Config, images: Tensor, device: str = "cpu", iterat
 
     Arguments:
         config: The settings, of an energy prior.
-        images: Images, `(N, C, H, W)` uint8.
+        images: Images, `(N, C, H, W)` as stored.
         device: Where to evaluate.
         iterations: How many are timed.
     """
@@ -197,7 +198,7 @@ class PlainLoop:
 
     Arguments:
         config: The settings, of which it takes the network, the path, the weights and the batch size.
-        images: The data, `(N, C, H, W)` uint8.
+        images: The data, `(N, C, H, W)` as stored.
         device: Where to train.
     """
 
@@ -215,7 +216,7 @@ class PlainLoop:
     def batch(self) -> Tensor:
         r"""Draws images in `[-1, 1]`."""
         rows = torch.randint(len(self.images), (self.config.train.batch_size,))
-        return torch.stack([self.images[row].to(self.device).float() / 127.5 - 1 for row in rows])
+        return torch.stack([as_signed(self.images[row].to(self.device)) for row in rows])
 
     def iterate(self) -> float:
         r"""Does one iteration and returns its loss."""

@@ -57,8 +57,8 @@ def images(
     - `SW2`: the sliced 2-Wasserstein distance of those draws and of as many exact ones, over the root mean square of
       the exact standard deviation; `SW2 exact`: that of two sets of exact ones.
 
-    A `prior` of one's own, such as an energy learned from draws of the mixture, is sampled beside it: what its rows
-    are off, where those of the mixture are not, is the error of learning.
+    A `prior` of one's own, such as an energy learned from draws of the mixture, is sampled beside it. Where its chains
+    have mixed, what its rows are off and those of the mixture are not is the error of learning. They have no bars.
 
     References:
         | Strictly Proper Scoring Rules, Prediction, and Estimation (Gneiting and Raftery, 2007)
@@ -83,8 +83,8 @@ def images(
             result = solve(
                 problem.operator, y, model, method=method, steps=steps, seed=seed, progress=False, callback=path
             )
-            title = name if model is truth else f"{name}, {model.title}"
-            yield Row.of(result, "images", title, figures(result, path, exact, seed), BARS)
+            title, bars = (name, BARS) if model is truth else (f"{name}, {model.title}", {})
+            yield Row.of(result, "images", title, figures(result, path, exact, seed), bars)
 
 
 def check_images_of(prior: str | PathLike[str]) -> None:
