@@ -125,16 +125,11 @@ class Repulsion(Energy):
         """
         least = self._least(energy, x)
         for image in torch.nonzero(least > self.strength).flatten().tolist():
-            strength = float(least[image])
-            for _ in range(TURNS):
-                if not math.isfinite(strength):
-                    break
-                strength = float(f"{1.1 * strength:.2g}")
+            strength, needed = 0.0, float(least[image])
+            while strength < needed < float("inf"):
+                strength = float(f"{1.1 * needed:.2g}")
                 needed = float(self._of(strength)._least(energy, x)[image])
-                if needed <= strength:
-                    break
-                strength = needed
-            cure = f"strength={strength:.2g} or more" if math.isfinite(strength) else "a smaller region"
+            cure = f"strength={strength:g} or more" if needed < float("inf") else "a smaller region"
             raise ValueError(
                 f"a repulsion of strength {self.strength:g} is stronger than what holds the samples of image {image}: "
                 f"they would run apart. Pass {cure}."

@@ -12,7 +12,7 @@ EXAMPLES = """
 emprior verify
 emprior verify --suite gaussian --method mala --steps 4000
 emprior verify --suite gaussian modes --peers
-emprior verify --suite images --prior runs/learned/prior
+emprior verify --suite images --prior runs/mine/prior
 """
 
 PROBLEM, METHOD, STATUS, FIGURE = 34, 21, 10, 10
