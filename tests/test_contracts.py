@@ -142,7 +142,7 @@ def test_bundled_priors_load(name):
     assert (ROOT / "pretrained" / name / "weights.safetensors").stat().st_size < 20e6
 
 
-@pytest.mark.parametrize("name", [name for name in emprior.list_priors() if "mixture" not in name])
+@pytest.mark.parametrize("name", [name for name in emprior.list_priors() if name != "cifar10-mixture"])
 def test_bundled_priors_denoise_with_their_own_settings(name):
     import deepinv
     import skimage

@@ -35,7 +35,7 @@ class State:
         x: The current rows, `(S B, *shape)`.
         count: The iterations done.
         done: Which rows have converged, `(S B,)`.
-        value: The energies of the rows, `(S B,)`, where the method has them; see `Solver.knows`.
+        value: The energies of the rows, `(S B,)`, where the method knows them; see `Solver.varies`.
     """
 
     x: Image
@@ -77,8 +77,8 @@ class Solver(ABC):
     tests = False
     """Whether `State.done` is a test of convergence, by which a run is judged."""
 
-    knows = True
-    """Whether `State.value`, if there is one, is of the energy that it was given, not of one that it changes it to."""
+    varies = False
+    """Whether it changes the energy as it goes, so that `State.value` is of another than the one it was given."""
 
     def check(self, energy: Energy) -> None:  # noqa: B027 - most methods take any energy
         r"""Raises what is wrong with `energy` for this method, before any work is done."""
@@ -152,7 +152,7 @@ class Run:
     def take(self, solver: Solver, state: State, info: Info, kept: bool) -> None:
         r"""Takes in one iteration; `kept` says whether it counts in the statistics."""
         self.index += 1
-        self.x, self.value = state.x, state.value if solver.knows else None
+        self.x, self.value = state.x, None if solver.varies else state.value
         self.evaluations += info.evaluations
         if info.step_size is not None:
             self.step_size = info.step_size.reshape(-1, self.images).mean(0)

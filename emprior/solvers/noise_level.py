@@ -85,7 +85,7 @@ class NoiseLevel(Solver):
     """
 
     solver: Solver
-    samples, knows = True, False
+    samples = varies = True
 
     def check(self, energy: Energy) -> None:
         as_posterior(energy, "NoiseLevel")

@@ -132,7 +132,7 @@ class Weight(Solver):
 
     solver: Solver
     adapt: int
-    samples, knows = True, False
+    samples = varies = True
 
     def __post_init__(self) -> None:
         if self.adapt < 8:
