@@ -19,8 +19,8 @@ PROBES = 12
 REACHES = (1.0, 2.0, 4.0)
 """The distances at which it is looked for, in ranges of images: learned energies hold less at some than at others."""
 
-SMOOTH, TURNS = 3, 4
-"""The cosines a side of smooth directions, and the turns towards the one among them that gives way first."""
+SMOOTH, TURNS = 3, 2
+"""The cosines a side, for each channel, that smooth directions are made of, and the turns towards the weakest one."""
 
 
 class Repulsion(Energy):
@@ -173,9 +173,10 @@ def weakest(energy: Energy, x: Image, region: Tensor, push: float, reach: float)
 
     The first is flat over the region. The second is the Ritz vector of the least Ritz value of :math:`H - k B^2` in
     the Krylov space of the first, where `H v` is the secant curvature of :func:`_rise` at the distance `reach`; of a
-    quadratic energy it is the weakest there is, as far as `PROBES` vectors tell. The others turn from the first
-    towards the weakest of smooth ones, which learned energies hold least: each is the Ritz vector in the plane of the
-    one before and the smooth part of its gradient.
+    quadratic energy it is the weakest there is, as far as `PROBES` vectors tell. The third is the Ritz vector of
+    smooth ones, which learned energies hold least, and which a short Krylov space of a stiff energy does not reach.
+    The others, for energies that are far from quadratic, turn from the first towards the weakest of smooth ones: each
+    is the Ritz vector in the plane of the one before and the smooth part of its gradient.
 
     References:
         | The Symmetric Eigenvalue Problem, chapters 11 and 12 (Parlett, 1998)
@@ -195,33 +196,39 @@ def weakest(energy: Energy, x: Image, region: Tensor, push: float, reach: float)
     flat = _unit((region * torch.ones_like(x)).flatten(1))
     yield reach * flat.reshape(x.shape)
     yield reach * _krylov(curve, flat).reshape(x.shape)
-    smooth, v = _smooth(region, x), flat
+    smooth = _smooth(region, x)
+    rises = torch.stack([curve(wave.expand_as(flat)) for wave in smooth], 1)
+    yield reach * _ritz(smooth.expand(len(x), -1, -1), rises).reshape(x.shape)
+    v = flat
     for _ in range(TURNS):
         rise = curve(v)
-        value = dot(rise, v)
-        turn = _unit(rise @ smooth.mT @ smooth - value[:, None] * v)
-        mixed, other = dot(rise, turn), dot(curve(turn), turn)
-        angle = torch.atan2(2 * mixed, value - other) / 2 + math.pi / 2
-        v = _unit(angle.cos()[:, None] * v + angle.sin()[:, None] * turn)
+        turn = _unit(rise @ smooth.mT @ smooth - dot(rise, v)[:, None] * v)
+        v = _ritz(torch.stack([v, turn], 1), torch.stack([rise, curve(turn)], 1))
         yield reach * v.reshape(x.shape)
 
 
 def _krylov(curve: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
     r"""Returns the Ritz vector of the least Ritz value in the Krylov space of `first` `(B, d)`."""
-    basis, images = [first], []
+    basis, rises = [first], []
     for _ in range(min(PROBES, first.shape[1])):
-        images.append(curve(basis[-1]))
-        if not bool(images[-1].isfinite().all()):
-            return first
-        rest = images[-1]
+        rises.append(curve(basis[-1]))
+        rest = rises[-1]
         for _ in range(2):
             for one in basis:
                 rest = rest - dot(rest, one)[:, None] * one
         basis.append(_unit(rest))
-    krylov = torch.stack(basis[:-1], 1)
-    ritz = krylov @ torch.stack(images, 2)
-    _, vectors = torch.linalg.eigh((ritz + ritz.mT) / 2)
-    return (vectors[:, :, :1] * krylov).sum(1)
+    return _ritz(torch.stack(basis[:-1], 1), torch.stack(rises, 1))
+
+
+def _ritz(basis: Tensor, rises: Tensor) -> Tensor:
+    r"""Returns the Ritz vector of the least Ritz value, `(B, d)`, in an orthonormal basis `(B, K, d)` with its `H v`.
+
+    Where one is not finite, it is the first of the basis.
+    """
+    ritz = basis @ rises.mT
+    good = ritz.isfinite().all(2).all(1)[:, None, None]
+    _, vectors = torch.linalg.eigh(torch.where(good, (ritz + ritz.mT) / 2, 0.0))
+    return torch.where(good[:, 0], (vectors[:, :, :1] * basis.nan_to_num()).sum(1), basis[:, 0])
 
 
 def _smooth(region: Tensor, x: Image) -> Tensor:

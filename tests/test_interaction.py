@@ -304,22 +304,38 @@ def test_what_holds_near_and_not_far_is_refused_with_a_strength_that_is_then_hel
         Repulsion(0.7 * named).check_proper(energy, x)
 
 
-def test_a_weak_smooth_direction_is_found():
-    r"""One among a hundred stiff ones, to which the flat one and its Krylov space are orthogonal."""
-    side = 10
-    wave = torch.cos(math.pi * (torch.arange(side).double() + 0.5) / side)
-    wave = (wave[:, None] * torch.ones(side).double())[None, None]
-    wave = wave / wave.norm()
+def test_a_weak_smooth_direction_is_found_among_stiff_ones():
+    r"""The stiffness spreads over five decades, so that a short Krylov space is of the stiffest directions."""
+    side = 12
+    ticks = (torch.arange(side).double() + 0.5) / side
+    waves = torch.cos(math.pi * torch.arange(side).double()[:, None] * ticks)
+    waves = torch.kron(waves, waves)
+    tilt = torch.randn(waves.shape, generator=torch.Generator().manual_seed(0), dtype=waves.dtype)
+    basis = torch.linalg.qr((waves / waves.norm(dim=1, keepdim=True)).mT + 1e-5 * tilt)[0]
+    stiffness = torch.logspace(2, 7, side**2).double()
+    stiffness[1] = 4.0
 
-    class Ripple(Energy):
+    class Stiff(Energy):
         def forward(self, x):
-            along = (x * wave).flatten(1).sum(1)
-            return 50 * x.flatten(1).square().sum(1) - 48 * along.square()
+            return 0.5 * ((x.flatten(1) @ basis).square() * stiffness).sum(1)
 
     x = torch.zeros(1, 1, side, side).double()
     with pytest.raises(ValueError, match="they would run apart"):
-        Repulsion(0.5).check_proper(Ripple(), x)
-    Repulsion(1.5).check_proper(Ripple(), x)
+        Repulsion(0.5).check_proper(Stiff(), x)
+    Repulsion(1.1).check_proper(Stiff(), x)
+
+
+def test_a_learned_energy_is_asked_where_it_holds_least():
+    r"""In a box `cifar10` holds 0.505, of which directions for quadratic energies tell 0.436."""
+    truth, problem = emprior.load_prior("cifar10-mixture"), emprior.load_problem("cifar10/box_inpainting")
+    x = truth.denoise(truth.sample(4, seed=3).clamp(0, 1), torch.full((4,), 0.1))[:1].detach()
+    posterior = Posterior(
+        GaussianFidelity(problem.operator, problem.measure(x, seed=0), problem.sigma), emprior.load_prior("cifar10")
+    )
+    box = 1 - problem.operator.A(torch.ones_like(x))[0]
+    with pytest.raises(ValueError, match="they would run apart"):
+        Repulsion(0.47, box).check_proper(posterior, x)
+    Repulsion(1.2, box).check_proper(posterior, x)
 
 
 def test_separate_modes_within_reach_are_no_reason_to_refuse():
