@@ -83,7 +83,8 @@ class Table:
         return [*lines, self._columns("  bars", "", "") + self._figures(bars)] if row.bars else lines
 
     def _line(self, row: Any) -> str:
-        start = self._columns(row.problem, row.method, row.status)
+        problem = f"{row.problem}, {row.prior}" if row.prior else row.problem
+        start = self._columns(problem, row.method, row.status)
         if not row.figures:
             return start + row.verdict
         texts = {name: f"{value:.3g}{'!' if name in row.failures else ''}" for name, value in row.figures.items()}

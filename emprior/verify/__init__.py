@@ -7,10 +7,11 @@ from functools import partial
 from os import PathLike
 
 from emprior._check import check_positive, nearest
+from emprior.energy import Prior
 from emprior.solvers import METHODS
 from emprior.verify import calibration, efficiency, fields, mixture, signals
-from emprior.verify.images import check_images_of
 from emprior.verify.images import images as of_images
+from emprior.verify.images import prior_of_images
 from emprior.verify.peers import PEERS
 from emprior.verify.peers import peers as of_peers
 from emprior.verify.row import Case, Row
@@ -46,7 +47,7 @@ def verify(
     method: str | None = None,
     *,
     peers: Sequence[str] = (),
-    prior: str | PathLike[str] | None = None,
+    prior: str | PathLike[str] | Prior | None = None,
     steps: int | None = None,
     images: int = 2,
     seed: int = 0,
@@ -62,8 +63,8 @@ def verify(
         method: The name of a method that samples; by default the one that the suite is for.
         peers: Names of samplers of deepinv, `PEERS`, to run beside it on the small fields and on the two modes. Their
             rows have no bars.
-        prior: A prior by name or folder, such as an energy learned from draws of the mixture, to be sampled beside the
-            mixture itself on `"images"`.
+        prior: A prior, by name, by folder or as it is, such as an energy learned from draws of the mixture, to be
+            sampled beside the mixture itself on `"images"`.
         steps: The iterations of the method; by default its own.
         images: The number of images; a hundred times as many for ranks.
         seed: The seed of truths, measurements and chains.
@@ -82,7 +83,7 @@ def verify(
     if prior is not None:
         if IMAGES not in suites:
             raise ValueError(f"a prior is for the suite {IMAGES!r} alone, got {', '.join(suites)}. Add that suite.")
-        check_images_of(prior)
+        prior = prior_of_images(prior)
     if method is not None and (method not in METHODS or not METHODS[method].samples):
         samplers = [name for name, recipe in METHODS.items() if recipe.samples]
         raise ValueError(f"{method!r} is not a method that samples. {nearest(method, samplers)}")
@@ -93,7 +94,7 @@ def _rows(
     suite: str,
     method: str | None,
     peers: Sequence[str],
-    prior: str | PathLike[str] | None,
+    prior: Prior | None,
     steps: int | None,
     images: int,
     seed: int,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emprior._noise import generator
 from emprior._solve import solve
+from emprior.energy import Prior
 from emprior.hub import load_prior
 from emprior.operators import cast
 from emprior.priors import GaussianMixturePrior
@@ -38,9 +39,7 @@ NEGLIGIBLE = 1e-12
 BARS = {"coverage 90": (0.89, 0.91), "CRPS ratio": (0.99, 1.01)}
 
 
-def images(
-    method: str, steps: int | None, images: int, seed: int, prior: str | PathLike[str] | None = None
-) -> Iterator[Row]:
+def images(method: str, steps: int | None, images: int, seed: int, prior: Prior | None = None) -> Iterator[Row]:
     r"""Samples posteriors of images that a mixture fitted to CIFAR-10 holds for true, under every bundled problem.
 
     Coverage, scores and spread are judged by their expectations under the exact posterior given the measurements, in
@@ -72,28 +71,33 @@ def images(
     """
     truth = load_prior(PRIOR)
     assert isinstance(truth, GaussianMixturePrior)
-    models = [truth] if prior is None else [truth, load_prior(prior)]
+    laws: list[tuple[Prior, str | None]] = [(truth, None)] if prior is None else [(truth, None), (prior, prior.title)]
     x = truth.sample(images, seed=seed)
     for name in filter(lambda name: name.startswith(FAMILY), list_problems()):
         problem = load_problem(name)
         y = problem.measure(x, seed=seed)
         exact = truth.posterior(cast(problem.operator, y.double()), y.double(), problem.sigma)
-        for model in models:
+        for law, title in laws:
             path = Path(STATES)
             result = solve(
-                problem.operator, y, model, method=method, steps=steps, seed=seed, progress=False, callback=path
+                problem.operator, y, law, method=method, steps=steps, seed=seed, progress=False, callback=path
             )
-            title, bars = (name, BARS) if model is truth else (f"{name}, {model.title}", {})
-            yield Row.of(result, "images", title, figures(result, path, exact, seed), bars)
+            bars = {} if title else BARS
+            yield Row.of(result, "images", name, figures(result, path, exact, seed), bars, title)
 
 
-def check_images_of(prior: str | PathLike[str]) -> None:
-    r"""Raises a ValueError unless there is such a prior and it is of images like those of the mixture."""
-    given, expected = load_prior(prior).shape, load_prior(PRIOR).shape
-    if given != expected:
+def prior_of_images(prior: str | PathLike[str] | Prior) -> Prior:
+    r"""Returns a prior by name or folder, or as it is.
+
+    Raises:
+        ValueError: There is no such prior, or it is not of images like those of the mixture.
+    """
+    given, shape = prior if isinstance(prior, Prior) else load_prior(prior), load_prior(PRIOR).shape
+    if not given.accepts(shape):
         raise ValueError(
-            f"{str(prior)!r} is of images {given}, but those of {PRIOR} are {expected}. Give another prior."
+            f"{given.title!r} is of images {given.shape}, but those of {PRIOR} are {shape}. Give another prior."
         )
+    return given
 
 
 def draws(images: int, seed: int, names: Sequence[str]) -> Iterator[Draw]:

@@ -119,6 +119,7 @@ class Row:
         verdict: What the run says of itself, of its worst image.
         evaluations: The gradients of the prior, or the calls of the denoiser, for each chain.
         seconds: The wall time.
+        prior: The prior that was sampled, if it is not the one that the truths were drawn from.
     """
 
     suite: str
@@ -130,17 +131,23 @@ class Row:
     verdict: str
     evaluations: int
     seconds: float
+    prior: str | None = None
 
     @staticmethod
     def of(
-        result: Result, suite: str, problem: str, figures: dict[str, float], bars: dict[str, tuple[float, float]]
+        result: Result,
+        suite: str,
+        problem: str,
+        figures: dict[str, float],
+        bars: dict[str, tuple[float, float]],
+        prior: str | None = None,
     ) -> Row:
         r"""Returns the row of a result."""
         run = result.diagnostics
         worst = next((line for line in run.verdict if line.startswith("not ")), run.verdict[0])
         method = str(result.config["method"])
         ended = result.status.name.lower()
-        return Row(suite, problem, method, figures, bars, ended, worst, run.gradient_evaluations, run.seconds)
+        return Row(suite, problem, method, figures, bars, ended, worst, run.gradient_evaluations, run.seconds, prior)
 
     @property
     def failures(self) -> tuple[str, ...]:
