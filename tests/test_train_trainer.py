@@ -53,8 +53,9 @@ def stop_at(trainer, step):
 def states(trainer):
     yield from trainer.network.state_dict().items()
     yield from ((f"average.{key}", value) for key, value in trainer.average.state_dict().items())
-    for index, moments in trainer.optimizer.state_dict()["state"].items():
-        yield from ((f"{index}.{key}", value) for key, value in moments.items())
+    for part in trainer.optimizers.state_dict():
+        for index, moments in part["state"].items():
+            yield from ((f"{index}.{key}", value) for key, value in moments.items())
     if trainer.sampler.chains is not None:
         yield "chains", trainer.sampler.chains
 
@@ -69,7 +70,11 @@ def assert_same(one, two):
 @pytest.mark.parametrize("negatives", ["replay", "fresh"])
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 7, 8])
 def test_resuming_equals_not_stopping(tmp_path, stop, negatives):
-    config = replace(CONFIG, contrast=replace(CONFIG.contrast, negatives=negatives))
+    config = replace(
+        CONFIG,
+        transport=replace(CONFIG.transport, optimizer="muon"),
+        contrast=replace(CONFIG.contrast, negatives=negatives),
+    )
     through = make(tmp_path / "through", config)
     assert through.run() == "finished"
     assert through.step == 8
@@ -226,6 +231,23 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path):
         make(tmp_path, data=images(channels=3)).resume()
     longer = make(tmp_path, replace(CONFIG, contrast=replace(CONFIG.contrast, steps=6)))
     assert longer.resume()
+
+
+@pytest.mark.parametrize("phase, step", [("transport", 2), ("contrast", 6)])
+def test_another_optimizer_is_refused_within_its_phase(tmp_path, phase, step):
+    stop_at(make(tmp_path), step)
+    other = replace(CONFIG, **{phase: replace(getattr(CONFIG, phase), optimizer="muon")})
+    with pytest.raises(ValueError, match=rf"--set {phase}\.optimizer=adamw"):
+        make(tmp_path, other).resume()
+
+
+def test_an_optimizer_may_change_between_phases(tmp_path):
+    stop_at(make(tmp_path), 2)
+    other = replace(CONFIG, contrast=replace(CONFIG.contrast, optimizer="muon"))
+    trainer = make(tmp_path, other)
+    assert trainer.resume()
+    assert trainer.run() == "finished"
+    assert len(trainer.optimizers.parts) == 2
 
 
 def test_a_replay_buffer_of_another_size_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from emprior.interpolant import OBJECTIVES, make_interpolant
 from emprior.nets import POTENTIALS, VELOCITIES
 from emprior.train.config import Config
 from emprior.train.model import MODELS
+from emprior.train.optimiser import OPTIMIZERS
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -66,7 +67,12 @@ RULES: dict[str, dict[str, Rule]] = {
     },
 }
 
-CHOICES = {"train.precision": ("bf16", "fp32"), "contrast.negatives": ("replay", "fresh")}
+CHOICES = {
+    "train.precision": ("bf16", "fp32"),
+    "transport.optimizer": OPTIMIZERS,
+    "contrast.optimizer": OPTIMIZERS,
+    "contrast.negatives": ("replay", "fresh"),
+}
 
 
 def check_config(config: Config, processes: int = 1) -> None:

@@ -33,7 +33,7 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
             f"{path} cannot be read as a checkpoint of a training ({type(error).__name__}): it is damaged or something "
             "else. Start anew with --fresh, or choose another --out folder."
         ) from error
-    if "kind" not in saved or "facts" not in state:
+    if "kind" not in saved or "facts" not in state or "optimizers" not in state:
         raise ValueError(
             f"{path} was written by an earlier version of emprior, which recorded less of the training. "
             "Start anew with --fresh, or choose another --out folder."
@@ -45,6 +45,13 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
                 f"{path} was trained with another {section!r}: {saved[section]}. "
                 "Use that, another --out folder, or start anew with --fresh."
             )
+    phase = "transport" if step <= saved["transport"]["steps"] else "contrast"
+    if saved[phase]["optimizer"] != given[phase]["optimizer"]:
+        raise ValueError(
+            f"{path} is at an iteration of {phase} with {saved[phase]['optimizer']!r}, and has no state of another "
+            f"optimizer. Use --set {phase}.optimizer={saved[phase]['optimizer']}, another --out folder, or start anew "
+            "with --fresh."
+        )
     before, now = saved["transport"]["steps"], config.transport.steps
     if step > before and now != before:
         raise ValueError(

@@ -105,6 +105,8 @@ class Transport:
 
     Arguments:
         steps: Iterations.
+        optimizer: `"muon"`, orthogonalised momentum for the kernels within the network and Adam for the rest, or
+            `"adamw"` for all.
         lr: The learning rate, reached after `warmup` iterations, held, and taken linearly to
             zero over the last `decay` share of the phase.
         warmup: Iterations.
@@ -115,6 +117,7 @@ class Transport:
     """
 
     steps: int = 10_000
+    optimizer: str = "adamw"
     lr: float = 1e-3
     warmup: int = 200
     decay: float = 0.5
@@ -129,6 +132,7 @@ class Contrast:
 
     Arguments:
         steps: Iterations; 0 leaves the phase out.
+        optimizer: `"adamw"` or `"muon"`.
         lr: The learning rate; `warmup`, `decay` and `ema` as in the first phase.
         negatives: `"replay"` (persistent chains) or `"fresh"` (chains from noise and data each time).
         chains: Chains in the replay buffer, over all processes.
@@ -150,6 +154,7 @@ class Contrast:
     """
 
     steps: int = 600
+    optimizer: str = "adamw"
     lr: float = 2e-4
     warmup: int = 20
     decay: float = 0.5

@@ -2,17 +2,56 @@ r"""How the weights move, and the average that follows them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from emprior.train.config import Contrast, Train, Transport
+from emprior.train.muon import KernelMuon
+
+OPTIMIZERS = ("adamw", "muon")
 
 
-def make_optimizer(network: nn.Module, phase: Transport | Contrast, train: Train) -> torch.optim.AdamW:
-    r"""Makes the optimiser of a phase."""
-    return torch.optim.AdamW(
-        network.parameters(), phase.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
-    )
+class Optimizers:
+    r"""One or several optimisers of a network, which take steps together.
+
+    Arguments:
+        parts: Optimisers of different parameters.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts, self.rate = parts, 0.0
+
+    def step(self, rate: float) -> None:
+        r"""Takes a step of all, at one learning rate."""
+        self.rate = rate
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        r"""Returns the state of each."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        r"""Takes up what `state_dict` gave."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def make_optimizers(network: nn.Module, phase: Transport | Contrast, train: Train) -> Optimizers:
+    r"""Makes the optimisers of a phase.
+
+    With `"muon"` the kernels within the network move by :class:`emprior.train.muon.KernelMuon`; the first and the last,
+    which touch pixels, and all biases move by Adam.
+    """
+    inner = [p for p in network.parameters() if p.ndim > 1][1:-1] if phase.optimizer == "muon" else []
+    chosen = {id(p) for p in inner}
+    outer = [p for p in network.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(outer, phase.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+    return Optimizers(adam, KernelMuon(inner, phase.lr, weight_decay=train.weight_decay)) if inner else Optimizers(adam)
 
 
 def learning_rate(phase: Transport | Contrast, done: int) -> float:

@@ -26,7 +26,7 @@ from emprior.train.distributed import World
 from emprior.train.gradients import in_pieces, make_backward
 from emprior.train.log import Log
 from emprior.train.model import MODELS, draw
-from emprior.train.optimiser import follow, learning_rate, make_optimizer
+from emprior.train.optimiser import follow, learning_rate, make_optimizers
 from emprior.train.sampler import Sampler
 from emprior.train.start import load_spectrum, load_start, same_start
 from emprior.train.stream import Stream
@@ -85,10 +85,10 @@ class Trainer:
         self.enter(self.config.transport)
 
     def enter(self, phase: Transport | Contrast) -> None:
-        r"""Begins a phase with a fresh optimiser."""
+        r"""Begins a phase with fresh optimisers."""
         train = self.config.train
         self.phase = phase
-        self.optimizer = make_optimizer(self.network, phase, train)
+        self.optimizers = make_optimizers(self.network, phase, train)
         contrast = phase if isinstance(phase, Contrast) else None
         loss = self.model.loss(self.network, contrast, len(self.stream.groups))
         self.backward = make_backward(loss, train, self.autocast)
@@ -181,13 +181,11 @@ class Trainer:
         with self.autocast():
             pair = self.sampler.draw(batch) if isinstance(self.phase, Contrast) else ()
             batch = self.teacher(batch) if self.teacher else batch
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         terms = self.backward(batch.x1, batch.x0, batch.s, *pair)
         self.world.average([p.grad for p in self.network.parameters() if p.grad is not None])
         terms["norm"] = nn.utils.clip_grad_norm_(self.network.parameters(), config.train.clip)
-        self.optimizer.step()
+        self.optimizers.step(self.rate())
         follow(self.average, self.network, min(self.phase.ema, (1 + done) / (10 + done)))
         self.step += 1
         self.seen += config.train.batch_size
@@ -216,7 +214,7 @@ class Trainer:
         self.world.average(list(terms.values()))
         line = {"iteration": self.step, "phase": type(self.phase).__name__.lower(), "images": self.seen}
         line |= {name: round(float(value), 6) for name, value in terms.items()}
-        line |= {"lr": float(f"{self.optimizer.param_groups[0]['lr']:.4g}")}
+        line |= {"lr": float(f"{self.optimizers.rate:.4g}")}
         line |= {"images_per_second": round(rate, 1), "seconds": round(self.seconds, 1)}
         if self.world.rank == 0:
             self.log.append(line)
@@ -242,7 +240,7 @@ class Trainer:
             "seen": self.seen,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
             "chains": chains,
             "facts": self.facts,
         }
@@ -284,7 +282,7 @@ class Trainer:
         self.facts = state["facts"] | self.facts
         if self.step > self.config.transport.steps:
             self.enter(self.config.contrast)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers.load_state_dict(state["optimizers"])
         self.sampler.chains = None if state["chains"] is None else self.world.deal(state["chains"])
         self.saved = self.step
         logger.info("resumed %s at iteration %d", path, self.step)
