@@ -233,7 +233,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path):
     assert longer.resume()
 
 
-@pytest.mark.parametrize("phase, step", [("transport", 2), ("contrast", 6)])
+@pytest.mark.parametrize(("phase", "step"), [("transport", 2), ("contrast", 6)])
 def test_another_optimizer_is_refused_within_its_phase(tmp_path, phase, step):
     stop_at(make(tmp_path), step)
     other = replace(CONFIG, **{phase: replace(getattr(CONFIG, phase), optimizer="muon")})

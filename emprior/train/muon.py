@@ -39,7 +39,7 @@ class KernelMuon(torch.optim.Muon):
         super().__init__(self.matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         r"""Moves every kernel that has a gradient."""
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             matrix.copy_(kernel.flatten(1))
