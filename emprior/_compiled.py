@@ -55,7 +55,8 @@ class Compiled:
         caching = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            compiled = torch.compile(make_fx(lambda *a: self.function(*a), tracing_mode="fake")(*arguments))
+            trace = make_fx(lambda *a: self.function(*a), tracing_mode="fake", _allow_non_fake_inputs=True)
+            compiled = torch.compile(trace(*arguments))
         finally:
             torch.set_autocast_cache_enabled(caching)
         device = next(a.device for a in pytree.tree_leaves(arguments) if isinstance(a, Tensor))

@@ -69,6 +69,7 @@ RULES: dict[str, dict[str, Rule]] = {
 
 CHOICES = {
     "train.precision": ("bf16", "fp32"),
+    "train.held": ("all", "coarse"),
     "transport.optimizer": OPTIMIZERS,
     "contrast.optimizer": OPTIMIZERS,
     "contrast.negatives": ("replay", "fresh"),

@@ -73,6 +73,8 @@ class Train:
             random ones.
         hold: The noise fraction below which the energy is held to that of `start`, and not taught by data; half of each
             batch is then drawn there. See :class:`emprior.train.teacher.Teacher`.
+        held: What is held: `"all"` of the gradient, or its `"coarse"` part, of which data teach next to nothing there.
+            See :class:`emprior.train.coarse.Coarse`.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
         clip: The bound on the norm of the parameters' gradient.
@@ -89,6 +91,7 @@ class Train:
     seed: int = 0
     start: str | None = None
     hold: float = 0.0
+    held: str = "all"
     precision: str = "bf16"
     compile: bool = True
     clip: float = 1.0

@@ -11,6 +11,7 @@ from emprior.denoiser import NetworkDenoiser
 from emprior.interpolant import EnergyMatching, Interpolant, make_interpolant
 from emprior.nets import make_potential, make_velocity
 from emprior.priors.network import NetworkPrior
+from emprior.train.coarse import Coarse
 from emprior.train.config import Config, Contrast
 from emprior.train.objective import GradientMatchingLoss, Loss, VelocityMatchingLoss
 
@@ -40,8 +41,11 @@ class Model(ABC):
         r"""Makes the network, with the present random state."""
 
     @abstractmethod
-    def loss(self, network: nn.Module, contrast: Contrast | None, groups: int = 1) -> Loss:
-        r"""Makes the loss of a phase: transport, or transport and contrast, for batches that hold `groups` groups."""
+    def loss(
+        self, network: nn.Module, contrast: Contrast | None, groups: int = 1, coarse: Coarse | None = None
+    ) -> Loss:
+        r"""Makes the loss of a phase: transport, or transport and contrast, for batches that hold `groups` groups, in
+        which errors of the `coarse` part count more."""
 
     @abstractmethod
     def wrap(self, network: nn.Module, shape: tuple[int, ...]) -> NetworkPrior | NetworkDenoiser:
@@ -60,8 +64,11 @@ class EnergyModel(Model):
         net = self.config.net
         return make_potential(net.architecture, **{"channels": channels, **net.arguments})
 
-    def loss(self, network: nn.Module, contrast: Contrast | None, groups: int = 1) -> GradientMatchingLoss:
-        loss = GradientMatchingLoss(network, self.interpolant, self.config.transport.balance, groups=groups)
+    def loss(
+        self, network: nn.Module, contrast: Contrast | None, groups: int = 1, coarse: Coarse | None = None
+    ) -> GradientMatchingLoss:
+        balance = self.config.transport.balance
+        loss = GradientMatchingLoss(network, self.interpolant, balance, groups=groups, coarse=coarse)
         if contrast:
             loss.strength, loss.trim, loss.clamp = contrast.strength, contrast.trim, contrast.clamp
         return loss
@@ -85,7 +92,9 @@ class DenoiserModel(Model):
         net = self.config.net
         return make_velocity(net.architecture, **{"channels": channels, **net.arguments})
 
-    def loss(self, network: nn.Module, contrast: Contrast | None, groups: int = 1) -> VelocityMatchingLoss:
+    def loss(
+        self, network: nn.Module, contrast: Contrast | None, groups: int = 1, coarse: Coarse | None = None
+    ) -> VelocityMatchingLoss:
         return VelocityMatchingLoss(network, self.config.transport.balance)
 
     def wrap(self, network: nn.Module, shape: tuple[int, ...]) -> NetworkDenoiser:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from emprior._rows import column
 from emprior.interpolant import Interpolant
+from emprior.train.coarse import Coarse
 
 FLOOR = 0.02
 """The least noise fraction that the loss weight tells from zero."""
@@ -37,6 +38,7 @@ class GradientMatchingLoss(nn.Module):
         trim: The share :math:`\alpha` of negatives left out.
         clamp: The bound :math:`\beta`.
         groups: The number `G`.
+        coarse: Where targets have no noise, and errors count more.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class GradientMatchingLoss(nn.Module):
         trim: float = 0.1,
         clamp: float = 0.02,
         groups: int = 1,
+        coarse: Coarse | None = None,
     ) -> None:
         super().__init__()
+        self.coarse = coarse
         self.potential, self.interpolant, self.balance = potential, interpolant, balance
         self.strength, self.trim, self.clamp, self.groups = strength, trim, clamp, groups
 
@@ -77,7 +81,8 @@ class GradientMatchingLoss(nn.Module):
         x, target = self.interpolant.mix(x1, x0, s)
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)
-        error = (gradient - target).square().flatten(1).mean(1)
+        difference = gradient - target
+        error = difference.square().flatten(1).mean(1) if self.coarse is None else self.coarse.squares(difference, s)
         if self.balance is None:
             return error.mean()
         return (error * self.interpolant.gain(s).square() / s.clamp(min=FLOOR).pow(self.balance)).mean()

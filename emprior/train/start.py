@@ -25,8 +25,13 @@ def load_start(config: Config, channels: int) -> tuple[Card, nn.Module]:
     return card, network
 
 
-def load_spectrum(config: Config) -> Spectrum:
+def load_spectrum(config: Config, setting: str, cure: str) -> Spectrum:
     r"""Returns the curvature by frequency that the card of `train.start` holds.
+
+    Arguments:
+        config: The settings.
+        setting: The one that asks for it.
+        cure: What to do without it.
 
     Raises:
         ValueError: There is no such prior, or its card holds none.
@@ -35,9 +40,8 @@ def load_spectrum(config: Config) -> Spectrum:
     card = Card.read(find_prior(config.train.start))
     if "spectrum" not in card.metrics:
         raise ValueError(
-            f"contrast.framed takes its frame from the card of {card.name}, which holds no metrics.spectrum. Write it "
-            f"there, emprior evaluate prior --prior {config.train.start} --images PATH --write, or let chains move as "
-            "images: --set contrast.framed=false"
+            f"{setting} goes by the curvature on the card of {card.name}, which holds no metrics.spectrum. Write it "
+            f"there, emprior evaluate prior --prior {config.train.start} --images PATH --write, or {cure}"
         )
     return Spectrum.read(card.metrics["spectrum"])
 

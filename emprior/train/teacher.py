@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from emprior._rows import column
 from emprior.interpolant import Interpolant
+from emprior.train.coarse import Coarse
 from emprior.train.negatives import Gradient
 from emprior.train.stream import Batch
 
@@ -20,6 +21,9 @@ class Teacher:
               x_0' = \frac{b x_s + k \nabla V(x_s)}{a k + s b}, \qquad
               k x_1' + s x_0' = x_s, \quad a x_0' - b x_1' = \nabla V(x_s).
 
+    With `coarse` the pair is exchanged in its coarse bands alone, where data have next to nothing to teach and a
+    contrast had: the rest of the gradient is free to learn.
+
     A contrast that has been paid for is so kept through a transport that would undo it. For that enough of each batch
     must be drawn there: :data:`emprior.train.stream.REHEARSED`, closer to the data the more.
 
@@ -31,10 +35,13 @@ class Teacher:
         gradient: The gradient of the potential, images `(B, C, H, W)` to images.
         interpolant: The path from noise to data.
         below: The noise fraction.
+        coarse: The bands, if not all are held.
     """
 
-    def __init__(self, gradient: Gradient, interpolant: Interpolant, below: float) -> None:
-        self.gradient, self.interpolant, self.below = gradient, interpolant, below
+    def __init__(
+        self, gradient: Gradient, interpolant: Interpolant, below: float, coarse: Coarse | None = None
+    ) -> None:
+        self.gradient, self.interpolant, self.below, self.coarse = gradient, interpolant, below, coarse
 
     def __call__(self, batch: Batch) -> Batch:
         r"""Returns a batch with the pairs exchanged whose noise fraction is below the bound."""
@@ -45,4 +52,7 @@ class Teacher:
         a, b, k = self.interpolant.coefficients(column(s, x))
         slope = self.gradient(x)
         x1, x0 = self.interpolant.endpoint(x, slope, s), (b * x + k * slope) / (a * k + column(s, x) * b)
+        if self.coarse is not None:
+            before = batch.x1[rows], batch.x0[rows]
+            x1, x0 = (old + self.coarse.part(new - old, s) for old, new in zip(before, (x1, x0), strict=True))
         return replace(batch, x1=batch.x1.index_copy(0, rows, x1), x0=batch.x0.index_copy(0, rows, x0))

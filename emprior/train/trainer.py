@@ -20,7 +20,9 @@ from emprior._grid import save_grid
 from emprior._interrupt import Interrupt
 from emprior.train.check import check_shares
 from emprior.train.checkpoint import CHECKPOINT, check_shape, describe, read_checkpoint
+from emprior.train.coarse import Coarse
 from emprior.train.config import Config, Contrast, Transport
+from emprior.train.data import as_signed
 from emprior.train.derivative import gradient_of
 from emprior.train.distributed import World
 from emprior.train.gradients import in_pieces, make_backward
@@ -59,6 +61,7 @@ class Trainer:
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.world.share(list(self.network.parameters()))
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.coarse = self.hide() if config.train.hold and config.train.held == "coarse" else None
         self.teacher = self.hold() if config.train.hold else None
         self.log = Log(self.out / "log.jsonl")
         self.facts = describe(self.images, self.world.size)
@@ -79,7 +82,8 @@ class Trainer:
         self.config = replace(self.config, train=train)
         gradient = in_pieces(gradient_of(self.network, train.compile), train.accumulate)
         self.stream = Stream(self.config, self.images, self.model.coupled, path.near)
-        spectrum = load_spectrum(self.config) if self.config.contrast.framed else None
+        framed = "contrast.framed", "let chains move as images: --set contrast.framed=false"
+        spectrum = load_spectrum(self.config, *framed) if self.config.contrast.framed else None
         thermal = path.thermal(self.config.density.epsilon)
         self.sampler = Sampler(self.config, self.images, gradient, thermal, spectrum)
         self.enter(self.config.transport)
@@ -90,7 +94,7 @@ class Trainer:
         self.phase = phase
         self.optimizers = make_optimizers(self.network, phase, train)
         contrast = phase if isinstance(phase, Contrast) else None
-        loss = self.model.loss(self.network, contrast, len(self.stream.groups))
+        loss = self.model.loss(self.network, contrast, len(self.stream.groups), self.coarse)
         self.backward = make_backward(loss, train, self.autocast)
 
     def start(self) -> None:
@@ -115,7 +119,16 @@ class Trainer:
         train, (_, network) = self.config.train, load_start(self.config, self.images.shape[1])
         network = network.to(self.device).to(memory_format=torch.channels_last).requires_grad_(False)
         gradient = in_pieces(gradient_of(network, compiled=False), train.accumulate)
-        return Teacher(gradient, self.model.interpolant, train.hold)
+        return Teacher(gradient, self.model.interpolant, train.hold, self.coarse)
+
+    def hide(self) -> Coarse:
+        r"""Returns the bands that are held.
+
+        Raises:
+            ValueError: The card of the prior that is begun with does not say how its energy curves.
+        """
+        spectrum = load_spectrum(self.config, "train.held=coarse", "hold all: --set train.held=all")
+        return Coarse(spectrum, self.config.train.hold, as_signed(self.images[:1]))
 
     @property
     def total(self) -> int:
