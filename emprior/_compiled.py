@@ -25,10 +25,11 @@ class Compiled:
 
     Arguments:
         function: From containers of tensors to containers of tensors, none of which is part of a graph of autograd.
+        constants: Whether it may hold tensors of its own, which never change.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], constants: bool = False) -> None:
+        self.function, self.constants = function, constants
         self.graphs: dict[object, Callable[..., Any]] = {}
         self.works = True
 
@@ -55,7 +56,7 @@ class Compiled:
         caching = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            trace = make_fx(lambda *a: self.function(*a), tracing_mode="fake", _allow_non_fake_inputs=True)
+            trace = make_fx(lambda *a: self.function(*a), tracing_mode="fake", _allow_non_fake_inputs=self.constants)
             compiled = torch.compile(trace(*arguments))
         finally:
             torch.set_autocast_cache_enabled(caching)

@@ -21,6 +21,7 @@ from emprior.train.teacher import Teacher
 from emprior.train.trainer import Trainer
 
 BELOW = 0.2
+THERMAL = 0.01
 PATH = EnergyMatching(sigma_star=0.3, blend=0.6)
 
 
@@ -30,14 +31,14 @@ def setting(count=12, channels=3, side=8, dtype=torch.float64):
     s = torch.linspace(0.005, 0.9, count, dtype=dtype).square().clamp(min=0.005)
     bands = Bands.of(x1)
     values = torch.linspace(2, 40_000, bands.count, dtype=torch.float64)
-    return x1, x0, s, bands, values, Coarse(Spectrum.of(bands, values), BELOW, x1[:1])
+    return x1, x0, s, bands, values, Coarse(Spectrum.of(bands, values), BELOW, THERMAL, x1[:1])
 
 
 def test_coarse_is_what_curves_little_beside_the_noise():
     _, _, s, bands, values, coarse = setting()
     inside = coarse.inside(s).flatten(1)
     for row, noise in enumerate(s.tolist()):
-        expected = (noise**2 * values / 4 < HIDDEN)[bands.band] & (noise < BELOW)
+        expected = (max(noise, THERMAL) ** 2 * values / 4 < HIDDEN)[bands.band] & (noise < BELOW)
         assert torch.equal(inside[row], expected)
     assert inside[0].any()
     assert not inside[0].all()
@@ -49,6 +50,31 @@ def test_the_coarse_part_is_a_projection():
     part = coarse.part(x1, s)
     torch.testing.assert_close(coarse.part(part, s), part)
     torch.testing.assert_close((coarse.part(x0, s) * (x1 - part)).flatten(1).sum(1), torch.zeros_like(s))
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.03, 0.15])
+def test_what_is_coarse_of_gaussian_images_is_hidden(noise):
+    r"""The share of the noise that an image of variance `v` tells is :math:`s^2 / (v + s^2)`."""
+    x1, _, _, bands, _, _ = setting()
+    variance = torch.logspace(2, -4, bands.count, dtype=torch.float64)
+    curvature = 4 / (variance + THERMAL**2)
+    coarse = Coarse(Spectrum.of(bands, curvature), BELOW, THERMAL, x1[:1])
+    inside = coarse.inside(torch.tensor([noise], dtype=torch.float64)).flatten()
+    told = (noise**2 / (variance + noise**2))[bands.band]
+    assert inside.any()
+    assert not inside.all()
+    if noise >= THERMAL:
+        assert told[inside].max() < HIDDEN
+    assert (variance[bands.band][inside].min() + THERMAL**2) * HIDDEN > THERMAL**2
+
+
+def test_autocast_rounds_no_coarse_part():
+    _, x0, s, _, _, coarse = setting(dtype=torch.float32)
+    expected = coarse.part(x0, s), coarse.squares(x0, s)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = coarse.part(x0, s), coarse.squares(x0, s)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_errors_are_weighed_by_their_coefficients():
@@ -80,8 +106,10 @@ def test_the_compiled_loss_is_the_plain_one():
     plain.backward()
     gradients = [parameter.grad.clone() for parameter in net.parameters()]
     net.zero_grad()
-    compiled, _ = CompiledLoss(loss)(x1, x0, s)
+    both = CompiledLoss(loss)
+    compiled, _ = both(x1, x0, s)
     compiled.backward()
+    assert both.graph.works
     torch.testing.assert_close(compiled, plain.detach(), rtol=1e-5, atol=0, check_stride=False)
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
@@ -108,6 +136,7 @@ def test_what_begins_as_its_teacher_has_no_coarse_error(tmp_path):
     trainer.start()
     batch = trainer.stream.at(0)
     batch = trainer.teacher(replace(batch, s=torch.full_like(batch.s, 0.03)))
+    assert trainer.coarse.inside(batch.s).any()
     loss = trainer.backward(batch.x1, batch.x0, batch.s)["transport"]
     trainer.coarse = None
     trainer.enter(CONFIG.transport)
@@ -117,5 +146,9 @@ def test_what_begins_as_its_teacher_has_no_coarse_error(tmp_path):
 
 def test_unknown_parts_are_refused():
     check_config(CONFIG)
+    with pytest.raises(ValueError, match=r"train\.hold is 0 and nothing is held.*train\.held=all"):
+        check_config(replace(CONFIG, train=replace(CONFIG.train, hold=0.0)))
+    with pytest.raises(ValueError, match=r"up to train\.hold=0\.4 those of EnergyMatching.* hold images"):
+        check_config(replace(CONFIG, train=replace(CONFIG.train, hold=0.4)))
     with pytest.raises(ValueError, match=r"train\.held is 'coarser', which is unknown.*coarse"):
         check_config(replace(CONFIG, train=replace(CONFIG.train, held="coarser")))

@@ -78,10 +78,20 @@ def test_kernels_without_a_gradient_stay():
     assert not torch.equal(moving.detach(), before)
 
 
+def test_gradients_are_forgotten():
+    weight = kernel(4, 3, 3, 3)
+    optimizer = KernelMuon([weight], 1e-2)
+    weight.grad = torch.ones_like(weight)
+    optimizer.zero_grad(set_to_none=False)
+    assert weight.grad.abs().max() == 0
+    optimizer.zero_grad()
+    assert weight.grad is None
+
+
 @pytest.mark.parametrize(
     "make", [lambda **a: make_potential("squared_norm", **a), lambda **a: make_velocity("velocity", **a)]
 )
-def test_what_touches_pixels_and_biases_move_by_adam(make):
+def test_the_ends_and_biases_move_by_adam(make):
     network = make(channels=3, patch=2, widths=[8, 12], blocks=1)
     adam, muon = make_optimizers(network, Transport(optimizer="muon"), Train()).parts
     names = {id(parameter): name for name, parameter in network.named_parameters()}

@@ -11,6 +11,7 @@ import torch
 
 from emprior._noise import generator
 from emprior.interpolant import OBJECTIVES
+from emprior.train.checkpoint import CHECKPOINT
 from emprior.train.config import Config, Contrast, Data, Density, Net, Train, Transport
 from emprior.train.distributed import World
 from emprior.train.trainer import Trainer
@@ -241,13 +242,31 @@ def test_another_optimizer_is_refused_within_its_phase(tmp_path, phase, step):
         make(tmp_path, other).resume()
 
 
-def test_an_optimizer_may_change_between_phases(tmp_path):
-    stop_at(make(tmp_path), 2)
+@pytest.mark.parametrize("step", [2, 4])
+def test_an_optimizer_may_change_between_phases(tmp_path, step):
+    stop_at(make(tmp_path), step)
     other = replace(CONFIG, contrast=replace(CONFIG.contrast, optimizer="muon"))
     trainer = make(tmp_path, other)
     assert trainer.resume()
     assert trainer.run() == "finished"
     assert len(trainer.optimizers.parts) == 2
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_checkpoints_from_before_there_were_optimizers_go_on(tmp_path, step):
+    through = make(tmp_path / "through")
+    through.run()
+    stop_at(make(tmp_path / "old"), step)
+    path = tmp_path / "old" / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    (state["optimizer"],) = state.pop("optimizers")
+    for phase in ("transport", "contrast"):
+        del state["config"][phase]["optimizer"]
+    torch.save(state, path)
+    old = make(tmp_path / "old")
+    assert old.resume()
+    old.run()
+    assert_same(through, old)
 
 
 def test_a_replay_buffer_of_another_size_is_refused(tmp_path):

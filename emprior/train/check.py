@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from emprior._check import nearest
 from emprior.card import Card
 from emprior.interpolant import OBJECTIVES, make_interpolant
@@ -114,6 +116,20 @@ def check_config(config: Config, processes: int = 1) -> None:
     check_shares(config, config.train.groups or processes, processes)
 
 
+def _check_held(config: Config) -> None:
+    hold, path = config.train.hold, make_interpolant(config.density.objective, **config.density.arguments)
+    if not hold:
+        raise ValueError(
+            "train.held is 'coarse', but train.hold is 0 and nothing is held: --set train.hold=0.1 "
+            "train.start=NAME, or --set train.held=all"
+        )
+    if path.coefficients(torch.tensor(hold))[1] != 0:
+        raise ValueError(
+            f"train.held=coarse is for where targets hold noise alone, but up to train.hold={hold} those of {path} "
+            "hold images. Take less, --set train.hold=0.1, or hold all: --set train.held=all"
+        )
+
+
 def check_start(config: Config, card: Card, channels: int) -> None:
     r"""Refuses to begin with the weights of another network, or to hold to another density.
 
@@ -151,6 +167,8 @@ def _check_relations(config: Config) -> None:
     contrast = config.contrast
     if config.transport.steps + contrast.steps == 0:
         raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
+    if config.train.held == "coarse":
+        _check_held(config)
     if config.train.hold and (config.train.start is None or config.kind == "denoiser"):
         raise ValueError(
             f"train.hold is {config.train.hold}, but there is no energy to hold to. Name a prior that the training "

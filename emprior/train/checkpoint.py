@@ -33,7 +33,7 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
             f"{path} cannot be read as a checkpoint of a training ({type(error).__name__}): it is damaged or something "
             "else. Start anew with --fresh, or choose another --out folder."
         ) from error
-    if "kind" not in saved or "facts" not in state or "optimizers" not in state:
+    if "kind" not in saved or "facts" not in state:
         raise ValueError(
             f"{path} was written by an earlier version of emprior, which recorded less of the training. "
             "Start anew with --fresh, or choose another --out folder."
@@ -45,13 +45,7 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
                 f"{path} was trained with another {section!r}: {saved[section]}. "
                 "Use that, another --out folder, or start anew with --fresh."
             )
-    phase = "transport" if step <= saved["transport"]["steps"] else "contrast"
-    if saved[phase]["optimizer"] != given[phase]["optimizer"]:
-        raise ValueError(
-            f"{path} is at an iteration of {phase} with {saved[phase]['optimizer']!r}, and has no state of another "
-            f"optimizer. Use --set {phase}.optimizer={saved[phase]['optimizer']}, another --out folder, or start anew "
-            "with --fresh."
-        )
+    _check_optimizer(path, state, given)
     before, now = saved["transport"]["steps"], config.transport.steps
     if step > before and now != before:
         raise ValueError(
@@ -66,6 +60,20 @@ def read_checkpoint(folder: str | Path, config: Config, device: str | torch.devi
     if config.contrast.negatives == "replay" and step < config.transport.steps + config.contrast.steps:
         _check_chains(path, state, config.contrast.chains)
     return state
+
+
+def _check_optimizer(path: Path, state: dict[str, Any], given: dict[str, Any]) -> None:
+    if "optimizer" in state:  # of a version that knew no other
+        state["optimizers"] = [state.pop("optimizer")]
+    saved, step, end = state["config"], state["step"], given["transport"]["steps"]
+    phase = "transport" if step < end else "contrast"
+    before = saved[phase].get("optimizer", "adamw")
+    if step != end and before != given[phase]["optimizer"]:
+        raise ValueError(
+            f"{path} is within its {phase}, with {before!r}, and holds no state of another optimizer. Use "
+            f"--set {phase}.optimizer={before}. To go on with another, begin a training with the prior that this one "
+            "has made: --set train.start=FOLDER --out NEW"
+        )
 
 
 def check_shape(path: Path, state: dict[str, Any], shape: list[int]) -> None:

@@ -20,28 +20,32 @@ class Coarse:
 
     In a band where the energy curves by `c` (in nats, of `[-1, 1]`) the noise :math:`x_0` of an image :math:`x_s` near
     the data has a conditional mean whose variance is :math:`s^2 c` at the most, which is the Fisher information, beside
-    a variance of 1 of the target :math:`x_0` itself. Where :math:`s^2 c < 0.03` regression learns from noise alone, and
-    leaves a force along the image that is many times the true one.
+    a variance of 1 of the target :math:`x_0` itself. Where :math:`\max(s, \tau)^2 c < 0.03` regression learns from
+    noise alone, and leaves a force along the image that is many times the true one. The thermal noise :math:`\tau` is
+    in the density whose curvature `c` is, which bounds that of data under less noise no more.
 
     Arguments:
         spectrum: The curvature by frequency and colour, of public images.
         below: The noise fraction above which nothing is coarse.
+        thermal: The noise :math:`\tau`, in `[-1, 1]`.
         like: Images of the shape, type and device of those to come, `(B, C, H, W)`.
     """
 
-    def __init__(self, spectrum: Spectrum, below: float, like: Tensor) -> None:
-        self.bands, self.below = Bands.of(like), below
+    def __init__(self, spectrum: Spectrum, below: float, thermal: float, like: Tensor) -> None:
+        self.bands, self.below, self.thermal = Bands.of(like), below, thermal
         curvature = spectrum.on(self.bands).to(like) / 4
         self.curvature = self.bands.spread(curvature[None], like[:1])
 
     def inside(self, s: Tensor) -> Tensor:
         r"""Returns which coefficients are coarse at noise fractions `(B,)`, `(B, C, H, W)`."""
         s = column(s, self.curvature)
-        return (s < self.below) & (s.square() * self.curvature < HIDDEN)
+        return (s < self.below) & (s.clamp(min=self.thermal).square() * self.curvature < HIDDEN)
 
     def part(self, x: Tensor, s: Tensor) -> Tensor:
         r"""Returns the coarse part of images at noise fractions."""
-        return self.bands.join(torch.where(self.inside(s), self.bands.split(x), 0))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.curvature.dtype)
+            return self.bands.join(torch.where(self.inside(s), self.bands.split(x), 0))
 
     def squares(self, error: Tensor, s: Tensor) -> Tensor:
         r"""Returns the mean of an error's squares, `(B,)`, coarse ones 30 times."""

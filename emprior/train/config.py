@@ -67,14 +67,14 @@ class Train:
             data and negatives are compared; null for one in each process. The result depends on it, and not on how
             the groups are dealt out.
         accumulate: The pieces that a process takes its share of a batch in, one after the other, to save memory; the
-            result does not depend on it.
+            result does not depend on it, but for rounding.
         seed: The seed of everything random.
         start: A prior (or denoiser) of the same network to begin with the weights of, by name or folder; null for
             random ones.
         hold: The noise fraction below which the energy is held to that of `start`, and not taught by data; half of each
             batch is then drawn there. See :class:`emprior.train.teacher.Teacher`.
-        held: What is held: `"all"` of the gradient, or its `"coarse"` part, of which data teach next to nothing there.
-            See :class:`emprior.train.coarse.Coarse`.
+        held: What is held there: `"all"` of the gradient, or its `"coarse"` part, of which data teach next to nothing
+            and whose errors count 30 times; data teach the rest. See :class:`emprior.train.coarse.Coarse`.
         precision: `"bf16"` (autocast) or `"fp32"`.
         compile: Whether loss and gradients are compiled: a minute at the start for half again the speed.
         clip: The bound on the norm of the parameters' gradient.

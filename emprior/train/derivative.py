@@ -23,7 +23,7 @@ class CompiledLoss(nn.Module):
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
-        self.graph = Compiled(self.derivative)
+        self.graph = Compiled(self.derivative, constants=True)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Terms]:
         r"""Returns the loss and its detached terms."""

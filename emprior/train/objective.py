@@ -38,7 +38,7 @@ class GradientMatchingLoss(nn.Module):
         trim: The share :math:`\alpha` of negatives left out.
         clamp: The bound :math:`\beta`.
         groups: The number `G`.
-        coarse: Where targets have no noise, and errors count more.
+        coarse: Where targets have no noise, and squares of errors count 30 times.
     """
 
     def __init__(

@@ -44,8 +44,8 @@ class Optimizers:
 def make_optimizers(network: nn.Module, phase: Transport | Contrast, train: Train) -> Optimizers:
     r"""Makes the optimisers of a phase.
 
-    With `"muon"` the kernels within the network move by :class:`emprior.train.muon.KernelMuon`; the first and the last,
-    which touch pixels, and all biases move by Adam.
+    With `"muon"` the kernels of a network move by :class:`emprior.train.muon.KernelMuon`, but for the first and the
+    last, which move by Adam, as do all biases.
     """
     inner = [p for p in network.parameters() if p.ndim > 1][1:-1] if phase.optimizer == "muon" else []
     chosen = {id(p) for p in inner}

@@ -128,7 +128,8 @@ class Trainer:
             ValueError: The card of the prior that is begun with does not say how its energy curves.
         """
         spectrum = load_spectrum(self.config, "train.held=coarse", "hold all: --set train.held=all")
-        return Coarse(spectrum, self.config.train.hold, as_signed(self.images[:1]))
+        thermal = self.model.interpolant.thermal(self.config.density.epsilon)
+        return Coarse(spectrum, self.config.train.hold, thermal, as_signed(self.images[:1]))
 
     @property
     def total(self) -> int:
@@ -295,7 +296,8 @@ class Trainer:
         self.facts = state["facts"] | self.facts
         if self.step > self.config.transport.steps:
             self.enter(self.config.contrast)
-        self.optimizers.load_state_dict(state["optimizers"])
+        if self.step != self.config.transport.steps:
+            self.optimizers.load_state_dict(state["optimizers"])
         self.sampler.chains = None if state["chains"] is None else self.world.deal(state["chains"])
         self.saved = self.step
         logger.info("resumed %s at iteration %d", path, self.step)
