@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -82,19 +81,16 @@ class CompiledGradient:
 
     Arguments:
         potential: The network, images `(B, C, H, W)` to `(B,)`.
-        rounded: Whether products are rounded to bfloat16 (autocast), whatever the context.
     """
 
-    def __init__(self, potential: nn.Module, rounded: bool = False) -> None:
-        self.potential, self.rounded = potential, rounded
+    def __init__(self, potential: nn.Module) -> None:
+        self.potential = potential
         self.graph = Compiled(self.derivative)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Returns `V` `(B,)` and its gradient at `x`, both detached."""
         x = x.detach().contiguous(memory_format=torch.channels_last)
-        parameters = {name: p.detach() for name, p in self.potential.named_parameters()}
-        with torch.autocast(x.device.type, torch.bfloat16) if self.rounded else nullcontext():
-            value, gradient = self.graph(parameters, x)
+        value, gradient = self.graph({name: p.detach() for name, p in self.potential.named_parameters()}, x)
         return value, gradient
 
     def derivative(self, parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

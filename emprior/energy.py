@@ -44,12 +44,6 @@ class Energy(nn.Module, ABC):
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), gradient.detach()
 
-    def gradient(self, x: Image) -> Image:
-        r"""Returns :math:`\nabla E(x)` `(B, *shape)` where nothing is decided by it, as inside a path that is tested at
-        its end: it may be rounded more than that of `value_and_grad`, and is a function of `x` all the same.
-        """
-        return self.value_and_grad(x)[1]
-
     def terms(self, x: Image, value: PerImage | None = None) -> dict[str, PerImage]:
         r"""Returns the named parts of the energy, which add up to it.
 
@@ -102,10 +96,6 @@ class Scaled(Energy):
         weight = torch.as_tensor(self.weight, dtype=x.dtype, device=x.device)
         return weight * value, column(weight, x) * gradient
 
-    def gradient(self, x: Image) -> Image:
-        weight = torch.as_tensor(self.weight, dtype=x.dtype, device=x.device)
-        return column(weight, x) * self.energy.gradient(x)
-
 
 class Sum(Energy):
     r"""The energy :math:`\sum_k E_k(x)` of named terms."""
@@ -125,9 +115,6 @@ class Sum(Energy):
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         values, gradients = zip(*(energy.value_and_grad(x) for energy in self.parts().values()), strict=True)
         return torch.stack(values).sum(0), torch.stack(gradients).sum(0)
-
-    def gradient(self, x: Image) -> Image:
-        return torch.stack([energy.gradient(x) for energy in self.parts().values()]).sum(0)
 
     def terms(self, x: Image, value: PerImage | None = None) -> dict[str, PerImage]:
         return {name: energy(x) for name, energy in self.parts().items()}

@@ -93,11 +93,9 @@ def main() -> None:
     parser.add_argument("--costs", action="store_true", help="time gradients and contrastive iterations too")
     parser.add_argument("--out", default="out/measure", help="the folder of the trainings that are timed")
     parser.add_argument("--framed", type=int, default=100, help="steps of chains in the prior's frame")
-    parser.add_argument("--precision", default="fp32", help="of the gradients that chains follow: fp32 or bf16")
     args = parser.parse_args()
     images = load_images(args.test)[: args.images]
     x, prior = as_public(images), emprior.load_prior(args.prior)
-    prior.accelerate(args.precision)
     levels = ", ".join(f"{denoising_psnr(prior, x, s):.2f} dB at {s}" for s in LEVELS)
     print(f"denoising: {levels}")
     print(f"tilt of the energy along brightness: {tilt(prior, x[:64]):.1f} nats over 0.2")

@@ -60,11 +60,10 @@ def main() -> None:
     parser.add_argument("--method", default="posterior")
     parser.add_argument("--chains", type=int)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--precision", default="fp32", help="of gradients inside of paths: fp32 or bf16")
     options = parser.parse_args()
     x = as_public(load_images(options.test)[: options.images])
     prior = emprior.load_prior(options.prior)
-    prior.accelerate(options.precision)
+    prior.accelerate()
     for name in options.problems or emprior.list_problems():
         problem = emprior.load_problem(name)
         if options.sigma is not None:

@@ -9,7 +9,6 @@ import torch
 from emprior._compiled import Compiled, CompiledGradient
 from emprior.interpolant import EnergyMatching
 from emprior.nets import make_potential
-from emprior.priors.network import NetworkPrior
 from emprior.train.derivative import CompiledLoss
 from emprior.train.objective import GradientMatchingLoss
 
@@ -65,26 +64,6 @@ def test_a_compiled_gradient_follows_the_weights(loss):
             for parameter in loss.parameters():
                 parameter.mul_(1.1)
     assert len(evaluate.graph.graphs) == 1
-
-
-@needs_compiler
-def test_rounded_gradients_are_of_paths_and_estimates_alone(loss):
-    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    prior = NetworkPrior(loss.potential, (1, 8, 8), EnergyMatching(0.3, 0.6), 0.002)
-    value, gradient = prior.value_and_grad(x)
-    clean = prior.denoise(x, 0.1)
-    prior.accelerate(precision="bf16")
-    again, slope = prior.value_and_grad(x)
-    torch.testing.assert_close(again, value, rtol=1e-5, atol=0)
-    torch.testing.assert_close(slope, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
-    rough, estimate = prior.gradient(x), prior.denoise(x, 0.1)
-    assert rough.dtype == estimate.dtype == torch.float32
-    assert 1e-4 < float((rough - gradient).norm() / gradient.norm()) < 0.03
-    assert 0 < float((estimate - clean).abs().max()) < 0.03
-    prior.accelerate()
-    torch.testing.assert_close(prior.gradient(x), slope)
-    with pytest.raises(ValueError, match=r"precision is 'fp16', which is unknown\."):
-        prior.accelerate(precision="fp16")
 
 
 @needs_compiler

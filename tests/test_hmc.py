@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 
@@ -75,19 +74,6 @@ def test_hmc_is_exact(case, field, integrator):
     assert out.acceptance.min() > 0.76
     assert out.acceptance.max() < (0.84 if integrator is LEAPFROG else 0.99)
     assert out.status == [Status.SAMPLED] * 2
-
-
-def test_hmc_is_exact_whatever_the_forces_inside(case, field):
-    operator, y, posterior = case
-    energy, chains = Posterior(GaussianFidelity(operator, y), field), 64
-    rough = copy.copy(energy)
-    rough.gradient = lambda x: energy.value_and_grad(x)[1] * (1 + 0.03 * (20 * x).sin())
-    x = field.sample(2 * chains, seed=5)
-    (rows, out), (_, smooth) = (kept(HMC(leaps=6, adapt=120), u, x, 2, 240, 120) for u in (rough, energy))
-    off = rows.unflatten(1, (chains, 2)) - posterior.mean
-    assert_zero(off.mean(0))
-    assert_zero((off.square() - posterior.std**2).mean(0))
-    assert 0.8 < out.acceptance.mean() < smooth.acceptance.mean()
 
 
 def test_every_direction_is_exact_in_the_metric(field):

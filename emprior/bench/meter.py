@@ -91,10 +91,6 @@ class MeteredPrior(Prior):
         self._count(x)
         return self.prior.value_and_grad(x)
 
-    def gradient(self, x: Image) -> Image:
-        self._count(x)
-        return self.prior.gradient(x)
-
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
         self._count(x)
         return self.prior.denoise(x, sigma)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from emprior._bands import Bands
-from emprior._check import nearest
 from emprior._compiled import CompiledGradient
 from emprior._noise import Noise
 from emprior._restoration import Restoration
@@ -73,7 +72,6 @@ class NetworkPrior(Prior):
         super().__init__(shape)
         self.potential = potential.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.fused: CompiledGradient | None = None
-        self.rounded: CompiledGradient | None = None
         self.settings = {method: dict(values) for method, values in SETTINGS.items()}
         self.interpolant, self.epsilon, self.title = interpolant, epsilon, title
         stiffness = interpolant.stiffness if math.isfinite(interpolant.stiffness) else 1 / epsilon
@@ -90,38 +88,19 @@ class NetworkPrior(Prior):
         r"""Returns :math:`E(x)` `(B,)` for images `(B, C, H, W)` in `[0, 1]`."""
         return self.potential(2 * x - 1) / self.epsilon
 
-    def accelerate(self, precision: str = "fp32") -> None:
+    def accelerate(self) -> None:
         r"""Compiles :math:`\nabla V`, for each batch shape at its first use.
 
         That takes up to a minute, and afterwards a gradient is about 1.2 times as fast (`emprior profile gradient`), up
         to rounding the same: for long chains and many images. Without a compiler there is a warning and no change.
-
-        With `precision="bf16"` the gradients inside Hamiltonian paths and those of clean estimates are computed in
-        bfloat16: faster where the processor has it, and slower where not. A path whose inner forces are any function of
-        the image is reversible and keeps volume, so that the test at its end, on energies in full precision, makes it
-        exact all the same; only fewer are accepted.
-
-        Arguments:
-            precision: `"fp32"` or `"bf16"`.
-
-        Raises:
-            ValueError: It is neither.
         """
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision is {precision!r}, which is unknown. {nearest(precision, ('fp32', 'bf16'))}")
         self.fused = CompiledGradient(self.potential)
-        self.rounded = CompiledGradient(self.potential, rounded=True) if precision == "bf16" else None
 
     def value_and_grad(self, x: Image) -> tuple[PerImage, Image]:
         if self.fused is None:
             return super().value_and_grad(x)
         value, gradient = self.fused(2 * x - 1)
         return value / self.epsilon, 2 * gradient / self.epsilon
-
-    def gradient(self, x: Image) -> Image:
-        if self.rounded is None:
-            return self.value_and_grad(x)[1]
-        return 2 * self.rounded(2 * x - 1)[1] / self.epsilon
 
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
         r"""Returns the transport endpoint, an estimate of :math:`\mathbb{E}[\mathrm{clean} \mid x]`.
@@ -160,9 +139,9 @@ class NetworkPrior(Prior):
 
     def potential_gradient(self, z: Tensor) -> Tensor:
         r"""Returns :math:`\nabla V` at images `z` in the network's range `[-1, 1]`, differentiable if `z` is."""
-        follow, compiled = torch.is_grad_enabled() and z.requires_grad, self.rounded or self.fused
-        if compiled is not None and not follow:
-            return compiled(z)[1]
+        follow = torch.is_grad_enabled() and z.requires_grad
+        if self.fused is not None and not follow:
+            return self.fused(z)[1]
         with torch.enable_grad():
             leaf = z if follow else z.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.potential(leaf).sum(), leaf, create_graph=follow)

@@ -72,13 +72,11 @@ class Integrator:
         """
         h = column(h, phase.x)
         x, p, value, gradient = phase.x, phase.p, phase.value, phase.gradient
-        left = steps * self.stages
         for _ in range(steps):
             for kick, drift in zip(self.kicks, self.drifts, strict=False):
                 p = p - kick * h * gradient
                 x = x + drift * h * metric.solve(p)
-                left -= 1
-                value, gradient = (value, energy.gradient(x)) if left else energy.value_and_grad(x)
+                value, gradient = energy.value_and_grad(x)
             p = p - self.kicks[-1] * h * gradient
         return Phase(x, p, value, gradient)
 

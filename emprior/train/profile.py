@@ -181,15 +181,13 @@ def profile_gradient(config: Config, images: Tensor, device: str = "cpu", iterat
     def value() -> Tensor:
         return plain.network(x)
 
-    potential = prior.potential.to(memory_format=torch.channels_last)
-    fused, rounded = CompiledGradient(potential), CompiledGradient(potential, rounded=True)
+    fused = CompiledGradient(prior.potential.to(memory_format=torch.channels_last))
     forward = operations(plain.network.requires_grad_(False), x)
     work = operations(fused.derivative, dict(prior.potential.named_parameters()), x)
     return [
         meter.read("gradient", lambda: prior.value_and_grad(x), iterations, work),
         meter.read("plain gradient", gradient, iterations, work),
         meter.read("compiled gradient", lambda: fused(x), iterations, work),
-        meter.read("compiled gradient, bf16", lambda: rounded(x), iterations, work, torch.bfloat16),
         meter.read("forward pass", value, iterations, forward),
     ]
 
