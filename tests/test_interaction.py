@@ -269,7 +269,8 @@ def test_a_prior_that_holds_nothing_names_another_cure():
 
 
 def test_the_study_runs_in_short(monkeypatch, tmp_path, capsys):
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), np.uint8))
+    x = emprior.load_prior("cifar10-mixture").sample(1, seed=3).clamp(0, 1)
+    np.save(tmp_path / "x.npy", (255 * x).round().byte().permute(0, 2, 3, 1).numpy())
     name = "interaction_cifar10_study.py"
     short = ["--samples", "2", "3", "--strengths", "4", "2", "--steps", "4", "--leaps", "1", "--levels", "2"]
     monkeypatch.setattr(sys, "argv", [name, "--test", str(tmp_path / "x.npy"), "--out", str(tmp_path / "out"), *short])
