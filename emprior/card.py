@@ -116,7 +116,7 @@ class Card:
     @property
     def identity(self) -> str:
         r"""A digest of all on the card that results depend on: of weights, network, density, solver and metric."""
-        figures = {name: self.metrics.get(name) for name in ("energy", "spectrum", "restoration")}
+        figures = {name: self.metrics.get(name) for name in ("energy", "spectrum", "restoration", "calibration")}
         facts = (self.sha256, self.architecture, self.arguments, self.density, self.solver, figures)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

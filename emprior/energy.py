@@ -192,6 +192,14 @@ class Prior(Energy):
             sigma: The noise's standard deviation in public units, a number or `(B,)`, at most `noise_limit`.
         """
 
+    def restore(self, x: Image, sigma: float | PerImage) -> Image:
+        r"""Returns the clean estimate of annealed starts, of whose errors :meth:`precision` tells; arguments as above.
+
+        It is that of :meth:`denoise` where nothing else is said. What an annealed start adds noise to is no image yet
+        but a draw, whose own noise an estimate that goes by the image takes off as well.
+        """
+        return self.denoise(x, sigma)
+
     @abstractmethod
     def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         r"""Draws the rows that the flow to data begins from, `(rows, *shape)`, for a `shape` that is accepted."""

@@ -21,6 +21,7 @@ from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from emprior._bands import Spectrum
+from emprior._calibration import Calibration
 from emprior._check import nearest
 from emprior._files import atomic
 from emprior._paths import cache_dir, pretrained_dir
@@ -82,6 +83,8 @@ def load_prior(name: str | os.PathLike[str]) -> NetworkPrior | GaussianMixturePr
         prior.spectrum = Spectrum.read(card.metrics["spectrum"])
     if "restoration" in card.metrics and isinstance(prior, NetworkPrior):
         prior.restoration = Restoration.read(card.metrics["restoration"])
+        if "calibration" in card.metrics:
+            prior.calibration = Calibration.read(prior.restoration, card.metrics["calibration"])
     return prior
 
 

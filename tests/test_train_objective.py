@@ -76,6 +76,41 @@ def test_transport_loss_of_a_quadratic(balance):
     torch.testing.assert_close(potential.factor.grad, torch.stack(slope).mean(), rtol=1e-12, atol=0)
 
 
+def spent(slack, x1, x0, s, factor=1.7, path=None):
+    path = path or EnergyMatching(0.3, 0.6)
+    return GradientMatchingLoss(Quadratic(factor), path, balance=None, slack=slack)(x1, x0, s)[0]
+
+
+@pytest.mark.parametrize(("s", "forgiven"), [(0.04, 0.0), (0.06, 0.2), (0.2, 1.0), (0.29, 1.0)])
+def test_slack_forgives_a_residual_of_the_wrong_length(s, forgiven):
+    """Of black images `a x0` is wanted and `c s x0` found: right in direction."""
+    x0, at = normal(3, 1, 4, 4), torch.full((3,), s, dtype=torch.float64)
+    full = spent(0.0, 0 * x0, x0, at)
+    torch.testing.assert_close(full, ((1.7 * s - s / 0.3) * x0).square().mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(spent(0.9, 0 * x0, x0, at), full * (1 - 0.9 * forgiven), rtol=1e-6, atol=0)
+
+
+def test_slack_forgives_no_wrong_direction():
+    """The error of a clean estimate, split into the length of `r` and what is left at the best."""
+    x1, x0, s = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1), torch.tensor([0.5], dtype=torch.float64)
+    path = EnergyMatching(0.3, 0.6)
+    k = path.coefficients(s)[2]
+    x = k * x1 + s * x0
+    noise, residual = s * x0 / k, x / k - path.endpoint(x, 1.7 * x, s)
+    best = (residual * noise).sum() / residual.square().sum()
+    errors = [(length * residual - noise).square().mean() / path.gain(s) ** 2 for length in (1.0, best)]
+    for slack in (0.0, 0.4, 0.9):
+        torch.testing.assert_close(
+            spent(slack, x1, x0, s), ((1 - slack) * errors[0] + slack * errors[1])[0], rtol=1e-6, atol=0
+        )
+
+
+def test_slack_ends_where_images_end():
+    x1, x0 = normal(4, 1, 4, 4), normal(4, 1, 4, 4, seed=1)
+    s = torch.tensor([0.91, 0.95, 0.99, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(spent(0.9, x1, x0, s), spent(0.0, x1, x0, s), rtol=1e-12, atol=0)
+
+
 def energies(*values):
     return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
 

@@ -29,7 +29,7 @@ PROBES = 2
 DIGITS = 6
 """The digits that count: the last bits of a sum depend on the machine."""
 
-FACTS = ("shape", "epsilon", "interpolant", "settings", "typical", "spectrum", "restoration")
+FACTS = ("shape", "epsilon", "interpolant", "settings", "typical", "spectrum", "restoration", "calibration")
 """What results depend on in a prior, beside its tensors."""
 
 

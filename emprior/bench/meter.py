@@ -95,6 +95,10 @@ class MeteredPrior(Prior):
         self._count(x)
         return self.prior.denoise(x, sigma)
 
+    def restore(self, x: Image, sigma: float | PerImage) -> Image:
+        self._count(x)
+        return self.prior.restore(x, sigma)
+
     def start(self, noise: Noise, shape: tuple[int, ...] | None = None) -> Image:
         return self.prior.start(noise, shape)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from emprior._bands import Bands
+from emprior._calibration import Calibration
 from emprior._compiled import CompiledGradient
 from emprior._noise import Noise
 from emprior._restoration import Restoration
@@ -59,7 +60,10 @@ class NetworkPrior(Prior):
     """
 
     restoration: Restoration | None = None
-    """How well its clean estimates restore images, where it is known."""
+    """How well :meth:`restore` does, where it is known."""
+
+    calibration: Calibration | None = None
+    """What makes :meth:`denoise` of it, where it is known."""
 
     def __init__(
         self,
@@ -103,11 +107,9 @@ class NetworkPrior(Prior):
         return value / self.epsilon, 2 * gradient / self.epsilon
 
     def denoise(self, x: Image, sigma: float | PerImage) -> Image:
-        r"""Returns the transport endpoint, an estimate of :math:`\mathbb{E}[\mathrm{clean} \mid x]`.
+        r"""Returns an estimate of :math:`\mathbb{E}[\mathrm{clean} \mid x]`: what :meth:`restore` does, told the noise.
 
-        .. math:: D = \frac{a z - s \nabla V(z)}{a k + s b}, \qquad z = k (2 x - 1), \quad s / k = 2 \sigma
-
-        It costs one gradient. See :class:`emprior.interpolant.Interpolant`.
+        See :class:`emprior._calibration.Calibration`. It costs one gradient.
 
         Arguments:
             x: Noisy images, `(B, C, H, W)`.
@@ -115,6 +117,19 @@ class NetworkPrior(Prior):
 
         Raises:
             ValueError: It is above :attr:`noise_limit`.
+        """
+        clean = self.restore(x, sigma)
+        if self.calibration is None:
+            return clean
+        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+        return self.calibration.apply(x, clean, levels)
+
+    def restore(self, x: Image, sigma: float | PerImage) -> Image:
+        r"""Returns the transport endpoint, which the energy points to.
+
+        .. math:: D = \frac{a z - s \nabla V(z)}{a k + s b}, \qquad z = k (2 x - 1), \quad s / k = 2 \sigma
+
+        It costs one gradient. See :class:`emprior.interpolant.Interpolant`. Arguments and errors as of :meth:`denoise`.
         """
         levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         if math.isfinite(self.noise_limit) and bool((levels > self.noise_limit).any()):

@@ -73,13 +73,13 @@ class Annealing(Solver):
         precision = prior.precision(state.x, sigma) if fidelity.linear else None
         tilt, variance = state.tilt, sigma**2 / weight
         if precision is None:
-            clean, r = prior.denoise(state.x + sigma * n, sigma), self.trust * variance
+            clean, r = prior.restore(state.x + sigma * n, sigma), self.trust * variance
             if fidelity.linear and state.count + 1 == self.steps:
                 last = noise.normal(*state.x.shape[1:])
                 clean = clean + r**0.5 * last + r * fidelity.whiten(noise.normal(*fidelity.measured))
             x = fidelity.prox(clean, r)
         else:
-            clean = prior.denoise(state.x + variance**0.5 * n, sigma)
+            clean = prior.restore(state.x + variance**0.5 * n, sigma)
             told = BandMetric(Bands.of(state.x), weight * precision.to(state.x)[None])
             tilt = Tilt.of(state.x) if tilt is None else tilt.seen(told, state.x, n, clean, variance)
             x = draw(fidelity, tilt.on(told), clean, variance, noise)

@@ -46,6 +46,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "decay": SHARE,
         "ema": BELOW_ONE,
         "skew": POSITIVE,
+        "slack": BELOW_ONE,
     },
     "contrast": {
         "steps": COUNT,

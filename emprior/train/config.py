@@ -117,6 +117,7 @@ class Transport:
         ema: The decay of the weights' moving average.
         balance: The exponent of the loss weight, see `GradientMatchingLoss`; null for the published weight.
         skew: Noise fractions are `u ** skew`, `u` uniform; 1 is the published law.
+        slack: The share of what a wrong length of the residual costs that is forgiven, below 1, in both phases.
     """
 
     steps: int = 10_000
@@ -127,6 +128,7 @@ class Transport:
     ema: float = 0.999
     balance: float | None = 1.2
     skew: float = 2.0
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)

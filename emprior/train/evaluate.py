@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emprior._bands import Spectrum
+from emprior._calibration import Calibration
 from emprior._noise import Noise, generator
 from emprior._restoration import Restoration
 from emprior._rows import dot
@@ -145,31 +146,44 @@ def spectrum(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, An
         return torch.cat([_curve(prior, *pair) for pair in zip(x.split(64), v.split(64), strict=True)])
 
     found = Spectrum.measure(curve, x)
-    return {"frequency": [round(f, 4) for f in found.frequency], "curvature": _curvatures(found)}
+    return {"frequency": _frequencies(found), "curvature": _rounded(found)}
 
 
-def _curvatures(found: Spectrum) -> list[list[float]]:
+def _rounded(found: Spectrum) -> list[list[float]]:
     return [[float(f"{c:.3g}") for c in row] for row in found.curvature]
 
 
 def restoration(prior: NetworkPrior, images: Tensor, seed: int = 0) -> dict[str, Any]:
-    r"""Returns how well clean estimates restore images under each noise of `RESTORED`, by frequency and colour.
+    r"""Returns how well :meth:`NetworkPrior.restore` does under each noise of `RESTORED`, by frequency and colour.
 
     A prior that knows less noise is measured up to its limit. See :class:`emprior._restoration.Restoration`. It costs a
     gradient for each image and level.
     """
-
-    def denoise(x: Image, sigma: float) -> Image:
-        return torch.cat([prior.denoise(part, sigma) for part in x.split(256)])
-
     levels = [level for level in RESTORED if level < prior.noise_limit]
     levels += [prior.noise_limit] if prior.noise_limit <= RESTORED[-1] else []
-    found = Restoration.measure(denoise, images, levels, seed)
+    found = Restoration.measure(_in_parts(prior.restore), images, levels, seed)
     return {
         "sigma": levels,
-        "frequency": [round(f, 4) for f in found.curvature[0].frequency],
-        "curvature": [_curvatures(level) for level in found.curvature],
+        "frequency": _frequencies(found.curvature[0]),
+        "curvature": [_rounded(level) for level in found.curvature],
     }
+
+
+def calibration(prior: NetworkPrior, images: Tensor, told: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+    r"""Returns the gains of clean estimates under the noise of its :func:`restoration`, by frequency and colour.
+
+    See :class:`emprior._calibration.Calibration`. It costs a gradient for each image and level.
+    """
+    found = Calibration.measure(Restoration.read(told), _in_parts(prior.restore), images, seed)
+    return {"frequency": _frequencies(found.gains[0]), "gain": [_rounded(level) for level in found.gains]}
+
+
+def _in_parts(estimate: Callable[[Image, float], Image]) -> Callable[[Image, float], Image]:
+    return lambda x, sigma: torch.cat([estimate(part, sigma) for part in x.split(256)])
+
+
+def _frequencies(found: Spectrum) -> list[float]:
+    return [round(f, 4) for f in found.frequency]
 
 
 def _curve(prior: NetworkPrior, x: Tensor, v: Tensor) -> Tensor:
@@ -190,6 +204,15 @@ def denoising_figures(denoiser: NetworkPrior | NetworkDenoiser, images: Tensor) 
     return {"images": len(images), "denoising_psnr": levels}
 
 
+def _estimates(prior: NetworkPrior, images: Tensor) -> dict[str, Any]:
+    r"""Returns how well clean estimates do and what puts them right, and tells the prior."""
+    told = restoration(prior, images)
+    found = calibration(prior, images, told)
+    prior.restoration = Restoration.read(told)
+    prior.calibration = Calibration.read(prior.restoration, found)
+    return {"restoration": told, "calibration": found}
+
+
 def measure(
     model: NetworkPrior | NetworkDenoiser, images: Tensor, device: str | torch.device = "cpu", few: int = 64
 ) -> dict[str, Any]:
@@ -203,13 +226,13 @@ def measure(
     """
     chosen = place(device)
     model, images = model.to(chosen), images.to(chosen)
-    figures = denoising_figures(model, images)
     if not isinstance(model, NetworkPrior):
-        return figures
-    return figures | {
+        return denoising_figures(model, images)
+    estimates = _estimates(model, images)
+    return denoising_figures(model, images) | {
         "energy": energies(model, images),
         "spectrum": spectrum(model, images[:few]),
-        "restoration": restoration(model, images),
+        **estimates,
         "drift": round(float(drift(model, images).mean()), 4),
         "chain": {"images": min(few, len(images)), **chain(model, images[:few], 300)},
     }
@@ -226,5 +249,5 @@ def measure_essentials(
         "measured_on": "training images",
         "energy": energies(prior, images),
         "spectrum": spectrum(prior, images[:few]),
-        "restoration": restoration(prior, images),
+        **_estimates(prior, images),
     }

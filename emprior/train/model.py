@@ -67,8 +67,8 @@ class EnergyModel(Model):
     def loss(
         self, network: nn.Module, contrast: Contrast | None, groups: int = 1, coarse: Coarse | None = None
     ) -> GradientMatchingLoss:
-        balance = self.config.transport.balance
-        loss = GradientMatchingLoss(network, self.interpolant, balance, groups=groups, coarse=coarse)
+        balance, slack = self.config.transport.balance, self.config.transport.slack
+        loss = GradientMatchingLoss(network, self.interpolant, balance, groups=groups, coarse=coarse, slack=slack)
         if contrast:
             loss.strength, loss.trim, loss.clamp = contrast.strength, contrast.trim, contrast.clamp
         return loss

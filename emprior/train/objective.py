@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from emprior._rows import column
+from emprior._rows import column, dot
 from emprior.interpolant import Interpolant
 from emprior.train.coarse import Coarse
 
@@ -22,8 +22,17 @@ class GradientMatchingLoss(nn.Module):
     :math:`w(s) = g(s)^2 / s^p` weighs the error of the clean estimate, :math:`g \nabla V`, by the
     inverse of its least possible mean square, which grows about like :math:`s^p` (:math:`s` is floored at
     0.02, below which a net cannot follow and a few images would outweigh the rest). `balance=None` is the
-    published weight, :math:`w = 1`. The share `trim` of the highest negative energies is left out. Of a batch of `G`
-    groups, row `i` in group :math:`i \bmod G`, :math:`L_\mathrm{CD}` is the mean over groups.
+    published weight, :math:`w = 1`. A share `slack` of what a wrong length of the residual :math:`r` of the clean
+    estimate costs is forgiven, beyond the noise fraction 0.1 (none up to 0.05),
+
+    .. math:: (1 - \alpha)^2 \|r\|^2, \qquad \alpha = \frac{\langle r, n \rangle}{\|r\|^2}, \qquad
+              \|r - n\|^2 = \|\alpha r - n\|^2 + (1 - \alpha)^2 \|r\|^2,
+
+    with `n` the noise: a scalar that is not told the noise cannot have the right length at all images
+    (:class:`emprior._calibration.Calibration`), and tries to at the cost of the direction.
+
+    The share `trim` of the highest negative energies is left out. Of a batch of `G` groups, row `i` in group
+    :math:`i \bmod G`, :math:`L_\mathrm{CD}` is the mean over groups.
 
     References:
         | Energy Matching: Unifying Flow Matching and Energy-Based Models for Generative Modeling
@@ -39,6 +48,7 @@ class GradientMatchingLoss(nn.Module):
         clamp: The bound :math:`\beta`.
         groups: The number `G`.
         coarse: Where targets have no noise, and squares of errors count 30 times.
+        slack: The share of the error of a residual's length that is forgiven.
     """
 
     def __init__(
@@ -51,9 +61,10 @@ class GradientMatchingLoss(nn.Module):
         clamp: float = 0.02,
         groups: int = 1,
         coarse: Coarse | None = None,
+        slack: float = 0.0,
     ) -> None:
         super().__init__()
-        self.coarse = coarse
+        self.coarse, self.slack = coarse, slack
         self.potential, self.interpolant, self.balance = potential, interpolant, balance
         self.strength, self.trim, self.clamp, self.groups = strength, trim, clamp, groups
 
@@ -83,9 +94,25 @@ class GradientMatchingLoss(nn.Module):
         (gradient,) = torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)
         difference = gradient - target
         error = difference.square().flatten(1).mean(1) if self.coarse is None else self.coarse.squares(difference, s)
+        if self.slack:
+            error = error - self.slack * self.stretch(difference, x0, s)
         if self.balance is None:
             return error.mean()
         return (error * self.interpolant.gain(s).square() / s.clamp(min=FLOOR).pow(self.balance)).mean()
+
+    def stretch(self, difference: Tensor, x0: Tensor, s: Tensor) -> Tensor:
+        r"""Returns the mean square error of the gradient that the length of the residual is guilty of, `(B,)`.
+
+        Residual and noise are those of :math:`x_s`, `k` times those of the image, and with `k` it ends: it counts in
+        full for :math:`k \ge 0.3`, and not at all for :math:`k \le 0.1`, where next to nothing of an image is left.
+        """
+        gain, k = self.interpolant.gain(s), self.interpolant.coefficients(s)[2]
+        noise = column(s, x0) * x0
+        residual = noise + column(k * gain, x0) * difference
+        square = dot(residual, residual)
+        length = dot(residual, noise) / square
+        share = ((s - 0.05) / 0.05).clamp(0, 1) * (5 * k - 0.5).clamp(0, 1)
+        return share * (1 - length).square() * square / ((k * gain).square().clamp(min=1e-12) * x0[0].numel())
 
     def contrast(self, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         energies = self.potential(torch.cat([positives, negatives]))
