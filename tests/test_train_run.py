@@ -269,12 +269,13 @@ def test_without_held_out_images_the_card_has_what_samplers_use(tmp_path):
     folder = run_training(config, tmp_path / "out")["prior"]
     metrics = Card.read(Path(folder)).metrics
     assert (metrics["measured_on"], metrics["images"]) == ("training images", 64)
-    assert set(metrics) == {"images", "measured_on", "energy", "spectrum", "restoration"}
+    assert set(metrics) == {"images", "measured_on", "energy", "spectrum", "restoration", "calibration"}
     prior = load_prior(folder)
     mean, spread = energies(prior, torch.from_numpy(np.load(tmp_path / "train.npy"))[:, None].float() / 255).values()
     assert prior.typical == (mean, spread)
     assert prior.spectrum is not None
     assert prior.restoration is not None
+    assert prior.calibration is not None
 
 
 def test_start_from_a_prior(tmp_path):

@@ -218,6 +218,8 @@ def measure(
 ) -> dict[str, Any]:
     r"""Returns the figures of a card.
 
+    Clean estimates are told the noise with gains that are measured on the same images: a few flatter themselves.
+
     Arguments:
         model: The prior or denoiser.
         images: Held-out images in `[0, 1]`, `(B, C, H, W)`.
