@@ -193,10 +193,63 @@ class Denoising(Interpolant):
         return s, torch.zeros_like(s), torch.ones_like(s)
 
 
+@dataclass(frozen=True)
+class LogDensity(Interpolant):
+    r"""The log density of images under the noise that they show, :math:`V(x) = -\log p_{\sigma(x)}(x)`, in nats:
+
+    .. math:: a = \frac{1}{s} \;\text{ for } s \ge \tau, \quad \frac{s}{\tau^2} \;\text{ below}, \qquad b = 0, \qquad
+              k = 1 - \left( 1 - \frac{1}{2 L} \right) \mathrm{clip}\left( \frac{s - \nu}{1 - \nu}, 0, 1 \right).
+
+    Targets of other paths are :math:`c(s)\, \nabla \log p` with a factor that changes with the noise, and with the level
+    left to the image no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this one is a gradient.
+    Near the data it is, at temperature 1, the density of the data under thermal noise :math:`\tau`. Noise and data are
+    independent.
+
+    References:
+        | Learning normalized image densities via dual score matching (Guth et al., 2025)
+        | https://arxiv.org/abs/2506.05310
+
+    Arguments:
+        tau: The thermal noise :math:`\tau`, in `[-1, 1]`.
+        near_data: The fraction :math:`\nu` up to which noise is added to whole images.
+        limit: The largest noise level :math:`L`, in public units.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    tau: float = 0.0245
+    near_data: float = 0.3
+    limit: float = 3.25
+
+    coupled = False
+
+    def __post_init__(self) -> None:
+        if not (0 < self.tau < 1 and 0 <= self.near_data < 1 and self.limit > 0.5):
+            raise ValueError(
+                f"tau is {self.tau}, near_data {self.near_data} and limit {self.limit}, but the first must be between 0 "
+                "and 1, the second too, and the last above 0.5: tau=0.0245, near_data=0.3, limit=3.25"
+            )
+
+    @property
+    def stiffness(self) -> float:
+        return self.tau**-2
+
+    @property
+    def noise_limit(self) -> float:
+        return 2 * self.limit
+
+    def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = torch.where(s < self.tau, s / self.tau**2, 1 / s.clamp(min=self.tau))
+        faded = ((s - self.near_data) / (1 - self.near_data)).clamp(0, 1)
+        return a, torch.zeros_like(s), 1 - (1 - 1 / (2 * self.limit)) * faded
+
+
 OBJECTIVES: dict[str, type[Interpolant]] = {
     "energy_matching": EnergyMatching,
     "equilibrium_matching": EquilibriumMatching,
     "denoising": Denoising,
+    "log_density": LogDensity,
 }
 
 

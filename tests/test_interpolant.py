@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from emprior.interpolant import Denoising, EnergyMatching, EquilibriumMatching, make_interpolant
+from emprior.interpolant import Denoising, EnergyMatching, EquilibriumMatching, LogDensity, make_interpolant
 from emprior.priors.network import NetworkPrior
 
 PATHS = [
@@ -14,6 +14,8 @@ PATHS = [
     EquilibriumMatching(),
     EquilibriumMatching(0.5, 4.0),
     Denoising(),
+    LogDensity(),
+    LogDensity(0.05, 0.0, 1.0),
 ]
 
 
@@ -149,10 +151,56 @@ def test_denoising_white_images_is_the_wiener_filter(path, sigma):
     x, _ = pair(4)
     if 2 * sigma > path.noise_limit:
         for levels in (sigma, torch.tensor([0.1, 0.1, sigma, 0.1])):
-            with pytest.raises(ValueError, match=rf"sigma is {sigma:g}, but .* ends at 0.5. Pass sigma=0.5 or less"):
+            end = f"{path.noise_limit / 2:g}"
+            with pytest.raises(ValueError, match=rf"sigma is {sigma:g}, but .* ends at {end}. Pass sigma={end} or less"):
                 prior.denoise(x, levels)
         return
     expected = (tau**2 / (tau**2 + (2 * sigma) ** 2) * (2 * x - 1) + 1) / 2
     torch.testing.assert_close(prior.denoise(x, sigma), expected, rtol=1e-9, atol=1e-9)
     levels = torch.full((4,), sigma, dtype=torch.float64)
     torch.testing.assert_close(prior.denoise(x, levels), expected, rtol=1e-9, atol=1e-9)
+
+
+def blind_field(path, x, variance):
+    """The target at `x`, `(d,)`, of a Gaussian with these variances, at the noise that `x` most likely has."""
+    low, high = torch.zeros((), dtype=x.dtype), 100 * torch.ones((), dtype=x.dtype)
+    for _ in range(200):
+        q = (low + high) / 2
+        wider = (x.square() / (variance + q).square() - 1 / (variance + q)).sum() > 0
+        low, high = (q, high) if wider else (low, q)
+    s = q.sqrt()
+    a = path.coefficients(s)[0]
+    return a * s * x / (variance + q)
+
+
+@pytest.mark.parametrize(("path", "curl"), [(LogDensity(0.01, 0.99, 100.0), 0.0), (Denoising(), 0.02)])
+def test_a_blind_target_is_a_gradient_for_the_log_density_alone(path, curl):
+    variance = torch.logspace(-4, 0, 6, dtype=torch.float64)
+    x = 0.5 * torch.randn(6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    eye = 1e-5 * torch.eye(6, dtype=torch.float64)
+    columns = [(blind_field(path, x + e, variance) - blind_field(path, x - e, variance)) / 2e-5 for e in eye]
+    jacobian = torch.stack(columns, dim=1)
+    twist = float((jacobian - jacobian.mT).norm() / jacobian.norm())
+    assert twist < 1e-6 if curl == 0 else twist > curl
+
+
+def test_the_log_density_of_black_images_is_the_logarithm_of_the_norm():
+    """In many dimensions, where the length of noise is its level."""
+    from emprior.nets.potential import LogNormPotential
+
+    path, d = LogDensity(), 3 * 64 * 64
+    potential = LogNormPotential(widths=(8,), blocks=1, tau=path.tau)
+    potential.field = nn.Identity()
+    x0 = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0 = x0 * (d**0.5 / x0.flatten(1).norm(dim=1))[:, None, None, None]
+    for s in (0.1, 0.25):
+        x, target = path.mix(0 * x0, x0, torch.full((2,), s, dtype=torch.float64))
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(potential(x).sum(), x)
+        torch.testing.assert_close(gradient, target / (1 + path.tau**2 / s**2), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("arguments", [{"tau": 0.0}, {"near_data": 1.0}, {"limit": 0.5}])
+def test_a_log_density_out_of_range(arguments):
+    with pytest.raises(ValueError, match=r"tau=0\.0245, near_data=0\.3, limit=3\.25"):
+        make_interpolant("log_density", **arguments)

@@ -99,6 +99,36 @@ class SquaredNormPotential(Potential):
         return f.to(torch.promote_types(f.dtype, torch.float32)).square() / 2
 
 
+class LogNormPotential(SquaredNormPotential):
+    r"""The logarithm of the norm of an image-to-image network `f`,
+
+    .. math:: V(x) = \frac{d}{2} \log \left( 1 + \frac{\|f(x)\|^2}{d\, \tau^2} \right), \qquad
+              \nabla V(x) = \frac{J_f(x)^\top f(x)}{\tau^2 + \|f(x)\|^2 / d},
+
+    for the objective `log_density`: where `f` is the noise of `x`, the gradient is that noise over its own variance, and
+    the network has no range of lengths to learn.
+
+    Arguments:
+        channels, patch, widths, blocks: Of :class:`Potential`.
+        tau: The noise :math:`\tau` under which `V` becomes quadratic.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        patch: int = 2,
+        widths: Sequence[int] = (64, 128, 256),
+        blocks: int = 2,
+        tau: float = 0.0245,
+    ) -> None:
+        super().__init__(channels, patch, widths, blocks)
+        self.tau = tau
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = pad_to_multiple(x, self.stride)[0].numel()
+        return d / 2 * torch.log1p(2 * super().forward(x) / (d * self.tau**2))
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     r"""Extends `(B, C, H, W)` to the right and below, by reflection, to a multiple of `multiple`."""
     height, width = x.shape[-2:]
@@ -114,5 +144,6 @@ def total(terms: Tensor) -> Tensor:
 POTENTIALS: dict[str, Callable[..., nn.Module]] = {
     "inner_product": InnerProductPotential,
     "local": LocalPotential,
+    "log_norm": LogNormPotential,
     "squared_norm": SquaredNormPotential,
 }
