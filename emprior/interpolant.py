@@ -197,11 +197,11 @@ class Denoising(Interpolant):
 class LogDensity(Interpolant):
     r"""The log density of images under the noise that they show, :math:`V(x) = -\log p_{\sigma(x)}(x)`, in nats:
 
-    .. math:: a = \frac{1}{s} \;\text{ for } s \ge \tau, \quad \frac{s}{\tau^2} \;\text{ below}, \qquad b = 0, \qquad
+    .. math:: a = \frac{1}{s} \;\text{for}\; s \ge \tau, \quad \frac{s}{\tau^2} \;\text{below}, \qquad b = 0, \qquad
               k = 1 - \left( 1 - \frac{1}{2 L} \right) \mathrm{clip}\left( \frac{s - \nu}{1 - \nu}, 0, 1 \right).
 
-    Targets of other paths are :math:`c(s)\, \nabla \log p` with a factor that changes with the noise, and with the level
-    left to the image no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this one is a gradient.
+    Targets of other paths are :math:`c(s)\, \nabla \log p` with a factor that changes with the noise, and with the
+    level left to the image no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this one is a gradient.
     Near the data it is, at temperature 1, the density of the data under thermal noise :math:`\tau`. Noise and data are
     independent.
 
@@ -227,8 +227,8 @@ class LogDensity(Interpolant):
     def __post_init__(self) -> None:
         if not (0 < self.tau < 1 and 0 <= self.near_data < 1 and self.limit > 0.5):
             raise ValueError(
-                f"tau is {self.tau}, near_data {self.near_data} and limit {self.limit}, but the first must be between 0 "
-                "and 1, the second too, and the last above 0.5: tau=0.0245, near_data=0.3, limit=3.25"
+                f"tau is {self.tau}, near_data {self.near_data} and limit {self.limit}, but the first two must be "
+                "between 0 and 1 and the last above 0.5: tau=0.0245, near_data=0.3, limit=3.25"
             )
 
     @property

@@ -105,8 +105,8 @@ class LogNormPotential(SquaredNormPotential):
     .. math:: V(x) = \frac{d}{2} \log \left( 1 + \frac{\|f(x)\|^2}{d\, \tau^2} \right), \qquad
               \nabla V(x) = \frac{J_f(x)^\top f(x)}{\tau^2 + \|f(x)\|^2 / d},
 
-    for the objective `log_density`: where `f` is the noise of `x`, the gradient is that noise over its own variance, and
-    the network has no range of lengths to learn.
+    for the objective `log_density`: where `f` is the noise of `x`, the gradient is that noise over its own variance,
+    and the network has no range of lengths to learn.
 
     Arguments:
         channels, patch, widths, blocks: Of :class:`Potential`.
