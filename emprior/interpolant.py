@@ -201,7 +201,8 @@ class LogDensity(Interpolant):
               k = 1 - \left( 1 - \frac{1}{2 L} \right) \mathrm{clip}\left( \frac{s - \nu}{1 - \nu}, 0, 1 \right).
 
     Targets of other paths are :math:`c(s)\, \nabla \log p` with a factor that changes with the noise, and with the
-    level left to the image no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this one is a gradient.
+    level left to the image no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this one is a
+    gradient.
     Near the data it is, at temperature 1, the density of the data under thermal noise :math:`\tau`. Noise and data are
     independent.
 
