@@ -1,174 +1,155 @@
-"""Clean estimates that are told the noise: their lengths, and the gain of each band."""
+r"""Ranks and their laws against enumeration, and the suite against right and wrong samplers."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import kstwo
 
-import emprior
-from emprior._bands import Bands
-from emprior._calibration import Calibration
-from emprior._restoration import Restoration
-from emprior._rows import column
-from emprior.hub import Card, find_prior
-from emprior.metrics import psnr
-from emprior.train.evaluate import RESTORED, calibration, restoration
+from emprior.verify import fields, mixture, verify
+from emprior.verify.calibration import (
+    ALPHA,
+    TESTS,
+    bars,
+    distance,
+    figures,
+    largest_distance,
+    p_value,
+    within,
+)
+from emprior.verify.row import Sampled
 
-SHAPE = (1, 16, 16)
-SIGMA = (0.1, 0.3, 1.0)
-
-
-class Steep:
-    """Gaussian images, independent in cosines, whose finest bands hold next to nothing, and their exact denoiser."""
-
-    def __init__(self, fall):
-        self.bands = Bands.of(torch.zeros(1, *SHAPE).double())
-        self.variance = (4 / (1 + (fall * self.bands.frequency[self.bands.band]) ** 4)).reshape(SHAPE)
-
-    def draw(self, count, seed):
-        n = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed)).double()
-        return self.bands.join(self.variance.sqrt() * n)
-
-    def denoise(self, x, sigma):
-        return self.bands.join(self.variance / (self.variance + sigma**2) * self.bands.split(x))
+PAIRS, DRAWS = 200, 32
+SHARE = ALPHA / 5 / (len(TESTS) + 1)
 
 
-def noisy(x, sigma, seed=5):
-    return x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+def every(truths, draws):
+    r"""All sets of ranks, each as likely as any other."""
+    return [torch.tensor(ranks) for ranks in itertools.product(range(draws + 1), repeat=truths)]
 
 
-def error(clean, x):
-    return float((clean - x).square().mean())
+def failures(case, draws, seed=0):
+    found = figures(case, draws, seed)
+    return {name for name, (low, high) in bars(case, len(draws), SHARE).items() if not low <= found[name] <= high}
 
 
-def measure(restore, x):
-    return Calibration.measure(Restoration.measure(restore, x, SIGMA), restore, x)
+def posterior(case):
+    return case.prior.posterior(case.operator, case.y, case.sigma)
 
 
-def level(x, sigma):
-    return torch.full((len(x),), sigma, dtype=x.dtype)
+def centre(case, draws):
+    r"""The mean of the component that each draw is of."""
+    exact = posterior(case)
+    if case.suite == "gaussian":
+        return exact.mean
+    first, second = exact.means.unbind(1)
+    nearer = (draws - first).flatten(2).norm(dim=2) < (draws - second).flatten(2).norm(dim=2)
+    return torch.where(nearer[:, :, None, None, None], first, second)
 
 
-def test_it_finds_the_length_of_each_residual():
-    law = Steep(20.0)
-    x, factors = law.draw(2000, 1), torch.linspace(0.8, 1.25, 2000).double()
-
-    def blind(z, sigma):
-        return z - column(factors, z) * (z - law.denoise(z, sigma))
-
-    found = measure(blind, x)
-    for sigma in SIGMA:
-        z = noisy(x, sigma)
-        plain, exact = blind(z, sigma), law.denoise(z, sigma)
-        told = found.apply(z, plain, level(z, sigma))
-        lengths = (told - z).flatten(1).norm(dim=1) / (exact - z).flatten(1).norm(dim=1)
-        assert (lengths - 1).abs().mean() < 0.02
-        assert error(told, exact) < 0.05 * error(plain, exact)
+@pytest.fixture(scope="module")
+def cases():
+    small = list(fields.cases(PAIRS, 0, sides=(8,)))
+    return [*small, *mixture.cases(PAIRS, 0)]
 
 
-def test_it_finds_the_gain_of_each_band():
-    law = Steep(20.0)
-    x, scales = law.draw(4000, 1), torch.linspace(0.7, 1.0, law.bands.count).double()
-    per_band = law.bands.spread(scales[None], x[:1])
-
-    def wrong(z, sigma):
-        return z - law.bands.join(per_band * law.bands.split(z - law.denoise(z, sigma)))
-
-    found = measure(wrong, x)
-    for sigma in SIGMA:
-        z = noisy(x, sigma)
-        plain, exact = wrong(z, sigma), law.denoise(z, sigma)
-        told = found.apply(z, plain, level(z, sigma))
-        assert error(plain, exact) > 0.01 * error(exact, x)
-        assert error(told, exact) < 0.1 * error(plain, exact)
+@pytest.fixture(scope="module")
+def draws(cases):
+    return [posterior(case).sample(DRAWS, seed=5) for case in cases]
 
 
-def test_an_exact_estimate_stays():
-    law = Steep(20.0)
-    x = law.draw(4000, 1)
-    found = measure(law.denoise, x)
-    for sigma in (0.1, 0.2, 1.0):
-        z = noisy(x, sigma)
-        exact = law.denoise(z, sigma)
-        told = found.apply(z, exact, level(z, sigma))
-        assert error(told, x) < 1.002 * error(exact, x)
+@pytest.mark.parametrize(("truths", "draws"), [(1, 4), (3, 3), (5, 2)])
+def test_the_law_of_p_values_is_that_of_enumeration(truths, draws):
+    found = torch.tensor([p_value(ranks[:, None], draws) for ranks in every(truths, draws)], dtype=torch.float64)
+    for value in found.unique():
+        assert float((found <= value + 1e-9).double().mean()) == pytest.approx(float(value), abs=1e-9)
 
 
-def test_where_no_band_is_empty_no_length_is_told():
-    law = Steep(0.0)
-    x = law.draw(1000, 1)
-    factors = torch.linspace(0.8, 1.25, 1000).double()
-    found = measure(law.denoise, x)
-    z = noisy(x, 0.1)
-    plain = z - column(factors, z) * (z - law.denoise(z, 0.1))
-    told = found.apply(z, plain, level(z, 0.1))
-    bands = law.bands.split(z - told) / law.bands.split(z - plain)
-    assert torch.allclose(bands, bands[:1].expand_as(bands))
+@pytest.mark.parametrize(("truths", "draws"), [(1, 4), (3, 3), (5, 2)])
+def test_the_law_of_distances_is_that_of_enumeration(truths, draws):
+    found = torch.tensor([distance(ranks, draws) for ranks in every(truths, draws)], dtype=torch.float64)
+    for alpha in (0.05, 0.3):
+        bar = largest_distance(truths, draws, alpha)
+        assert float((found > bar + 1e-6).double().mean()) <= alpha
+        assert float((found > bar - 1e-4).double().mean()) > alpha
 
 
-def test_under_less_noise_than_was_measured_an_estimate_is_left_as_it_is():
-    law = Steep(20.0)
-    x = law.draw(64, 1)
-    found = measure(law.denoise, x)
-    clean = law.denoise(x, 0.09)
-    assert torch.equal(found.apply(x, clean, level(x, 0.09)), clean)
+def test_the_band_is_that_of_one_count():
+    r"""Of one rank of two, the number below is binomial."""
+    low, high = torch.tensor([3]), torch.tensor([7])
+    expected = sum(math.comb(10, k) for k in range(3, 8)) / 2**10
+    assert within(low, high, 10) == pytest.approx(expected, rel=1e-12)
 
 
-def test_rows_of_different_noise_are_told_their_own():
-    prior = emprior.load_prior("mnist")
-    x = torch.rand(4, *prior.shape, generator=torch.Generator().manual_seed(0))
-    sigma = torch.tensor([0.1, 0.4, 0.1, 0.2])
-    together = prior.denoise(x, sigma)
-    for i in range(4):
-        assert torch.allclose(together[i : i + 1], prior.denoise(x[i : i + 1], float(sigma[i])), atol=2e-6)
+def test_distances_of_many_draws_follow_kolmogorovs_law():
+    r"""The supremum over a grid is less than that over all levels, by at most a cell."""
+    exact = float(kstwo.isf(0.01, 300))
+    assert exact - 1 / 1000 < largest_distance(300, 1000, 0.01) < exact
 
 
-def test_it_can_be_differentiated():
-    prior = emprior.load_prior("mnist")
-    x = torch.rand(2, *prior.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    (slope,) = torch.autograd.grad((prior.denoise(x, 0.3) * v).sum(), x)
-    with torch.no_grad():
-        step = 1e-2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-        change = ((prior.denoise(x + step, 0.3) - prior.denoise(x - step, 0.3)) * v).sum() / 2
-    assert torch.allclose((slope * step).sum(), change, rtol=0.02, atol=1e-3)
+def test_columns_are_counted():
+    ranks = torch.randint(0, 11, (50, 3), generator=torch.Generator().manual_seed(0))
+    least = min(p_value(ranks[:, i : i + 1], 10) for i in range(3))
+    assert p_value(ranks, 10) == pytest.approx(min(1, 3 * least))
 
 
-def crops(count=64):
-    """Pieces of a photograph that no prior has seen, halved, `(count, 3, 32, 32)`."""
-    from skimage.data import astronaut
-
-    image = torch.from_numpy(astronaut()).permute(2, 0, 1)[None].float() / 255
-    small = torch.nn.functional.avg_pool2d(image, 2)
-    return small.unfold(2, 32, 32).unfold(3, 32, 32)[0].permute(1, 2, 0, 3, 4).reshape(-1, 3, 32, 32)[:count]
+def test_states_are_thinned_evenly_and_alike_in_all_chains():
+    states = torch.arange(12.0)[:, None, None, None] + torch.tensor([0.0, 100.0])[:, None, None]
+    sampled = Sampled(states[0, 0], states[0, 0], states, torch.tensor([9.0]))
+    assert sampled.thinned(64).flatten().tolist() == [3, 103, 9, 109]
+    assert sampled.thinned(2).flatten().tolist() == [6, 106]
 
 
-@pytest.mark.parametrize("sigma", [0.025, 0.1, 0.3])
-def test_it_restores_photographs_better(sigma):
-    prior, x = emprior.load_prior("cifar10"), crops()
-    z = noisy(x, sigma)
-    assert (psnr(prior.denoise(z, sigma), x) - psnr(prior.restore(z, sigma), x)).mean() > 0.1
+def test_exact_draws_are_within_the_bars(cases, draws):
+    for case, own in zip(cases, draws, strict=True):
+        assert failures(case, own) == set()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist"])
-def test_a_card_holds_it(name):
-    prior, card = emprior.load_prior(name), Card.read(find_prior(name))
-    told = card.metrics["calibration"]
-    assert len(told["gain"]) == len(RESTORED)
-    assert prior.calibration == Calibration.read(prior.restoration, told)
-    rest = {key: value for key, value in card.metrics.items() if key != "calibration"}
-    assert card.identity != replace(card, metrics=rest).identity
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_standard_deviation_off_by_a_tenth_is_out_of_them(cases, draws, factor):
+    for case, own in zip(cases, draws, strict=True):
+        mean = centre(case, own)
+        assert "energy p" in failures(case, mean + factor * (own - mean))
 
 
-def test_it_is_of_the_estimate_without_it():
-    prior = emprior.load_prior("mnist")
-    x = torch.rand(8, *prior.shape, generator=torch.Generator().manual_seed(0))
-    told = restoration(prior, x)
-    gains = calibration(prior, x, told)
-    assert prior.calibration is not None
-    assert not torch.equal(prior.denoise(x, 0.3), prior.restore(x, 0.3))
-    prior.calibration = None
-    assert torch.equal(prior.denoise(x, 0.3), prior.restore(x, 0.3))
-    assert calibration(prior, x, restoration(prior, x)) == gains
+def test_a_mean_off_by_half_a_deviation_is_out_of_them(cases, draws):
+    for case, own in zip(cases[:4], draws[:4], strict=True):
+        assert "pixels p" in failures(case, own + 0.5 * posterior(case).std)
+
+
+def test_draws_that_ignore_the_measurements_are_found_out(cases):
+    r"""Pixels of the prior are in order among draws of the prior; distances to what was measured are not."""
+    for case in cases:
+        free = case.prior.sample(DRAWS * PAIRS, seed=9).unflatten(0, (DRAWS, PAIRS))
+        found = failures(case, free)
+        assert "TARP" in found
+        assert not found & {"mean p", "pixels p"}
+
+
+def test_exact_draws_pass_as_often_as_the_bars_say():
+    r"""At one half for each of four figures: p-values are uniform, but for the pixels', whose columns are counted."""
+    (case,) = mixture.cases(60, 1)
+    exact, runs = posterior(case), 60
+    passed = {"energy p": 0, "mean p": 0, "pixels p": 0, "TARP": 0}
+    x = exact.sample(runs, seed=1)
+    for run in range(runs):
+        found = figures(replace(case, x=x[run]), exact.sample(16, seed=100 + run), run)
+        for name, (low, high) in bars(case, 16, 0.5).items():
+            passed[name] += low <= found[name] <= high
+    for name in ("energy p", "mean p", "TARP"):
+        assert abs(passed[name] / runs - 0.5) < 4 * 0.5 / runs**0.5
+    assert passed["pixels p"] / runs > 0.5
+
+
+def test_the_suite_runs(monkeypatch):
+    monkeypatch.setattr("emprior.verify.fields.PROBLEMS", {"denoising": 0.1})
+    monkeypatch.setattr("emprior.verify.calibration.PAIRS", 20)
+    rows = list(verify(["calibration"], "hmc", steps=80))
+    assert [row.problem for row in rows] == ["denoising 8x8", "two modes, d = 16, m = 14"]
+    assert rows[0].failures == ()
+    assert rows[0].bars["energy p"] == (ALPHA / 2 / 4, 1.0)
+    assert 0 < rows[0].figures["draws"] <= 64
