@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from emprior._bands import Bands, Spectrum
 from emprior._noise import generator
-from emprior._restoration import Restoration
+from emprior._restoration import Restoration, between
 from emprior._rows import column, dot
 from emprior._types import Image, PerImage
 
@@ -102,15 +101,8 @@ class Calibration:
         bands = Bands.of(x)
         r = bands.split(x - clean)
         length = _length(self.errors, bands, bands.split(x), r, sigma)
-        gain = bands.spread(self._gain(bands, sigma).to(r)[None], r[:1])
+        gain = bands.spread(between(self.errors.sigma, self.gains, bands, sigma).to(r)[None], r[:1])
         return x - bands.join(column(length, r) * gain * r)
-
-    def _gain(self, bands: Bands, sigma: float) -> Tensor:
-        levels = self.errors.sigma
-        place = float(np.interp(np.log(sigma), np.log(levels), np.arange(len(levels))))
-        low, share = int(place), place % 1
-        high = min(low + 1, len(levels) - 1)
-        return self.gains[low].on(bands) ** (1 - share) * self.gains[high].on(bands) ** share
 
 
 def _length(errors: Restoration, bands: Bands, x: Tensor, r: Tensor, sigma: float) -> Tensor:

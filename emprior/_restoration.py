@@ -70,7 +70,12 @@ class Restoration:
 
         Between levels it follows a power law, beyond them it stays.
         """
-        place = float(np.interp(np.log(sigma), np.log(self.sigma), np.arange(len(self.sigma))))
-        low, share = int(place), place % 1
-        high = min(low + 1, len(self.sigma) - 1)
-        return self.curvature[low].on(bands) ** (1 - share) * self.curvature[high].on(bands) ** share
+        return between(self.sigma, self.curvature, bands, sigma)
+
+
+def between(levels: Sequence[float], values: Sequence[Spectrum], bands: Bands, sigma: float) -> Tensor:
+    r"""Returns what was measured in each band at rising noise `levels`, at `sigma`, `(bands,)` in double precision."""
+    place = float(np.interp(np.log(sigma), np.log(levels), np.arange(len(levels))))
+    low, share = int(place), place % 1
+    high = min(low + 1, len(levels) - 1)
+    return values[low].on(bands) ** (1 - share) * values[high].on(bands) ** share

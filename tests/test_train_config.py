@@ -160,6 +160,9 @@ def test_a_denoiser_has_no_contrast_and_no_potential():
         check_config(build(Config, tree, "defaults"))
     apply_override(tree, "contrast.steps=0")
     check_config(build(Config, tree, "defaults"))
+    apply_override(tree, "transport.slack=0.5")
+    with pytest.raises(ValueError, match=r"no length is forgiven: --set transport.slack=0"):
+        check_config(build(Config, tree, "defaults"))
 
 
 def test_nothing_to_train():

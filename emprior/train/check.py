@@ -185,6 +185,8 @@ def _check_relations(config: Config) -> None:
             f"contrast.holes is {contrast.holes}, but no chain has a view that they could be in: "
             "--set contrast.views=0.5, or contrast.holes=0"
         )
+    if config.transport.slack and config.kind == "denoiser":
+        raise ValueError("a denoiser is told its noise, and no length is forgiven: --set transport.slack=0")
     if contrast.steps and config.kind == "denoiser":
         raise ValueError("a denoiser has no energies to contrast: --set contrast.steps=0")
     if contrast.steps and contrast.negatives == "replay" and contrast.chains < contrast.batch_size:
