@@ -37,7 +37,7 @@ class Interpolant(ABC):
     @property
     @abstractmethod
     def stiffness(self) -> float:
-        r"""The curvature of `V` at the data, :math:`\lim_{s \to 0} a / s`."""
+        r"""The curvature of `V` at data under their thermal noise, :math:`a / s` there."""
 
     @property
     def noise_limit(self) -> float:
@@ -195,16 +195,18 @@ class Denoising(Interpolant):
 
 @dataclass(frozen=True)
 class LogDensity(Interpolant):
-    r"""The log density of images under the noise that they show, :math:`V(x) = -\log p_{\sigma(x)}(x)`, in nats:
+    r"""The log density of images under the noise that they show, bent near the data so that they hold the mass,
 
-    .. math:: a = \frac{1}{s} \;\text{for}\; s \ge \tau, \quad \frac{s}{\tau^2} \;\text{below}, \qquad b = 0, \qquad
+    .. math:: a = \frac{(1 + \kappa^2)\, s}{s^2 + \kappa^2 \tau^2}, \qquad b = 0, \qquad
               k = 1 - \left( 1 - \frac{1}{2 L} \right) \mathrm{clip}\left( \frac{s - \nu}{1 - \nu}, 0, 1 \right).
 
-    Targets of other paths are :math:`c(s)\, \nabla \log p` with a factor that changes with the noise, and with the
-    level left to the image no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this one is a
-    gradient.
-    Near the data it is, at temperature 1, the density of the data under thermal noise :math:`\tau`. Noise and data are
-    independent.
+    The targets of a path are :math:`c(s)\, \nabla \log p` with :math:`c = s a`. Where `c` changes with the noise, and the
+    level is left to the image, no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this `c` is
+    constant but near the thermal noise :math:`\tau`, :math:`V(x) = -(1 + \kappa^2) \log p_{\sigma(x)}(x)` at the level
+    that makes `x` most likely. Under :math:`-\log p_{\sigma(x)}(x)` itself all levels would be equally probable, and
+    chains wander from the data. In `d` dimensions, :math:`e^{-V}` holds the noise of an image within
+    :math:`\sqrt{(1 + \kappa^2) / 2 \kappa^2 d}` of :math:`\tau`, and there, where :math:`c = 1`, `V` has at
+    temperature 1 the gradient of the density of the data under that noise. Noise and data are independent.
 
     References:
         | Learning normalized image densities via dual score matching (Guth et al., 2025)
@@ -212,6 +214,7 @@ class LogDensity(Interpolant):
 
     Arguments:
         tau: The thermal noise :math:`\tau`, in `[-1, 1]`.
+        core: The share :math:`\kappa` of it below which `V` is quadratic.
         near_data: The fraction :math:`\nu` up to which noise is added to whole images.
         limit: The largest noise level :math:`L`, in public units.
 
@@ -220,16 +223,17 @@ class LogDensity(Interpolant):
     """
 
     tau: float = 0.0245
+    core: float = 0.5
     near_data: float = 0.3
     limit: float = 3.25
 
     coupled = False
 
     def __post_init__(self) -> None:
-        if not (0 < self.tau < 1 and 0 <= self.near_data < 1 and self.limit > 0.5):
+        if not (0 < self.tau < 1 and 0 < self.core <= 1 and 0 <= self.near_data < 1 and self.limit > 0.5):
             raise ValueError(
-                f"tau is {self.tau}, near_data {self.near_data} and limit {self.limit}, but the first two must be "
-                "between 0 and 1 and the last above 0.5: tau=0.0245, near_data=0.3, limit=3.25"
+                f"tau is {self.tau}, core {self.core}, near_data {self.near_data} and limit {self.limit}, but the first "
+                "three must be between 0 and 1 and the last above 0.5: tau=0.0245, core=0.5, near_data=0.3, limit=3.25"
             )
 
     @property
@@ -241,7 +245,7 @@ class LogDensity(Interpolant):
         return 2 * self.limit
 
     def coefficients(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a = torch.where(s < self.tau, s / self.tau**2, 1 / s.clamp(min=self.tau))
+        a = (1 + self.core**2) * s / (s.square() + (self.core * self.tau) ** 2)
         faded = ((s - self.near_data) / (1 - self.near_data)).clamp(0, 1)
         return a, torch.zeros_like(s), 1 - (1 - 1 / (2 * self.limit)) * faded
 

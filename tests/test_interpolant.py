@@ -15,7 +15,7 @@ PATHS = [
     EquilibriumMatching(0.5, 4.0),
     Denoising(),
     LogDensity(),
-    LogDensity(0.05, 0.0, 1.0),
+    LogDensity(0.05, 1.0, 0.0, 1.0),
 ]
 
 
@@ -95,7 +95,7 @@ def test_the_noise_limit_is_the_noise_at_the_end_of_the_path(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_stiffness_is_the_slope_of_the_target_at_the_data(path):
-    s = torch.tensor(1e-9, dtype=torch.float64)
+    s = torch.tensor(path.tau if isinstance(path, LogDensity) else 1e-9, dtype=torch.float64)
     slope = float(path.coefficients(s)[0] / s)
     assert slope > 1e8 if path.stiffness == float("inf") else abs(slope / path.stiffness - 1) < 1e-9
     assert path.thermal(0.01) == (0.01 / path.stiffness) ** 0.5
@@ -173,7 +173,7 @@ def blind_field(path, x, variance):
     return a * s * x / (variance + q)
 
 
-@pytest.mark.parametrize(("path", "curl"), [(LogDensity(0.01, 0.99, 100.0), 0.0), (Denoising(), 0.02)])
+@pytest.mark.parametrize(("path", "curl"), [(LogDensity(1e-4, 0.5, 0.99, 100.0), 0.0), (Denoising(), 0.02)])
 def test_a_blind_target_is_a_gradient_for_the_log_density_alone(path, curl):
     variance = torch.logspace(-4, 0, 6, dtype=torch.float64)
     x = 0.5 * torch.randn(6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -189,18 +189,34 @@ def test_the_log_density_of_black_images_is_the_logarithm_of_the_norm():
     from emprior.nets.potential import LogNormPotential
 
     path, d = LogDensity(), 3 * 64 * 64
-    potential = LogNormPotential(widths=(8,), blocks=1, tau=path.tau)
+    potential = LogNormPotential(widths=(8,), blocks=1, tau=path.tau, core=path.core)
     potential.field = nn.Identity()
     x0 = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x0 = x0 * (d**0.5 / x0.flatten(1).norm(dim=1))[:, None, None, None]
-    for s in (0.1, 0.25):
+    for s in (0.01, 0.0245, 0.25):
         x, target = path.mix(0 * x0, x0, torch.full((2,), s, dtype=torch.float64))
         x.requires_grad_()
         (gradient,) = torch.autograd.grad(potential(x).sum(), x)
-        torch.testing.assert_close(gradient, target / (1 + path.tau**2 / s**2), rtol=1e-9, atol=0)
+        torch.testing.assert_close(gradient, target, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("arguments", [{"tau": 0.0}, {"near_data": 1.0}, {"limit": 0.5}])
+@pytest.mark.parametrize("core", [0.3, 0.5, 1.0])
+def test_a_log_density_holds_the_noise_of_an_image_about_the_thermal_noise(core):
+    """The law of the length of `x` under the potential of a black image, by quadrature."""
+    path, d = LogDensity(core=core), 3072
+    s = torch.logspace(-2.5, 0, 200_000, dtype=torch.float64)
+    log_s = s.log()
+    energy = d * torch.cumulative_trapezoid(path.coefficients(s)[0] * s, log_s)
+    mass = (d * log_s[1:] - energy - (d * log_s[1:] - energy).max()).exp()
+    ratio = s[1:] / path.tau
+    mean = float((mass * ratio).sum() / mass.sum())
+    width = float((mass * (ratio - mean).square()).sum() / mass.sum()) ** 0.5
+    expected = ((1 + core**2) / (2 * core**2 * d)) ** 0.5
+    assert abs(mean - 1) < 0.3 * expected
+    assert abs(width / expected - 1) < 0.1
+
+
+@pytest.mark.parametrize("arguments", [{"tau": 0.0}, {"core": 0.0}, {"near_data": 1.0}, {"limit": 0.5}])
 def test_a_log_density_out_of_range(arguments):
-    with pytest.raises(ValueError, match=r"tau=0\.0245, near_data=0\.3, limit=3\.25"):
+    with pytest.raises(ValueError, match=r"tau=0\.0245, core=0\.5, near_data=0\.3, limit=3\.25"):
         make_interpolant("log_density", **arguments)

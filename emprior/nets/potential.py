@@ -102,15 +102,15 @@ class SquaredNormPotential(Potential):
 class LogNormPotential(SquaredNormPotential):
     r"""The logarithm of the norm of an image-to-image network `f`,
 
-    .. math:: V(x) = \frac{d}{2} \log \left( 1 + \frac{\|f(x)\|^2}{d\, \tau^2} \right), \qquad
-              \nabla V(x) = \frac{J_f(x)^\top f(x)}{\tau^2 + \|f(x)\|^2 / d},
+    .. math:: V(x) = \frac{(1 + \kappa^2)\, d}{2} \log \left( 1 + \frac{\|f(x)\|^2}{d\, \kappa^2 \tau^2} \right), \qquad
+              \nabla V(x) = \frac{(1 + \kappa^2)\, J_f(x)^\top f(x)}{\kappa^2 \tau^2 + \|f(x)\|^2 / d},
 
-    for the objective `log_density`: where `f` is the noise of `x`, the gradient is that noise over its own variance,
-    and the network has no range of lengths to learn.
+    for the objective `log_density`: where `f` is the noise of `x`, the gradient is what it asks for, and the network
+    has no range of lengths to learn.
 
     Arguments:
         channels, patch, widths, blocks: Of :class:`Potential`.
-        tau: The noise :math:`\tau` under which `V` becomes quadratic.
+        tau, core: Those of :class:`emprior.interpolant.LogDensity`.
     """
 
     def __init__(
@@ -120,13 +120,14 @@ class LogNormPotential(SquaredNormPotential):
         widths: Sequence[int] = (64, 128, 256),
         blocks: int = 2,
         tau: float = 0.0245,
+        core: float = 0.5,
     ) -> None:
         super().__init__(channels, patch, widths, blocks)
-        self.tau = tau
+        self.tau, self.core = tau, core
 
     def forward(self, x: Tensor) -> Tensor:
-        d = pad_to_multiple(x, self.stride)[0].numel()
-        return d / 2 * torch.log1p(2 * super().forward(x) / (d * self.tau**2))
+        d, square = pad_to_multiple(x, self.stride)[0].numel(), 2 * super().forward(x)
+        return (1 + self.core**2) * d / 2 * torch.log1p(square / (d * (self.core * self.tau) ** 2))
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
