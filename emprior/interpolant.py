@@ -200,13 +200,14 @@ class LogDensity(Interpolant):
     .. math:: a = \frac{(1 + \kappa^2)\, s}{s^2 + \kappa^2 \tau^2}, \qquad b = 0, \qquad
               k = 1 - \left( 1 - \frac{1}{2 L} \right) \mathrm{clip}\left( \frac{s - \nu}{1 - \nu}, 0, 1 \right).
 
-    The targets of a path are :math:`c(s)\, \nabla \log p` with :math:`c = s a`. Where `c` changes with the noise, and the
-    level is left to the image, no scalar has such a gradient (:class:`emprior._calibration.Calibration`); this `c` is
-    constant but near the thermal noise :math:`\tau`, :math:`V(x) = -(1 + \kappa^2) \log p_{\sigma(x)}(x)` at the level
-    that makes `x` most likely. Under :math:`-\log p_{\sigma(x)}(x)` itself all levels would be equally probable, and
-    chains wander from the data. In `d` dimensions, :math:`e^{-V}` holds the noise of an image within
-    :math:`\sqrt{(1 + \kappa^2) / 2 \kappa^2 d}` of :math:`\tau`, and there, where :math:`c = 1`, `V` has at
-    temperature 1 the gradient of the density of the data under that noise. Noise and data are independent.
+    The targets of a path are :math:`c(s)\, \nabla \log p` with :math:`c = s a`. Where `c` changes with the noise,
+    and the level is left to the image, no scalar has such a gradient (:class:`emprior._calibration.Calibration`).
+    This `c` is constant but near the thermal noise :math:`\tau`, and
+    :math:`V(x) = -(1 + \kappa^2) \log p_{\sigma(x)}(x)` at the level that makes `x` most likely. Without the factor
+    all levels would be equally probable, and chains wander from the data; with it, in `d` dimensions,
+    :math:`e^{-V}` holds the noise of an image within :math:`\sqrt{(1 + \kappa^2) / 2 \kappa^2 d}` of :math:`\tau`,
+    in units of it. There, where :math:`c = 1`, `V` has at temperature 1 the gradient of the density of the data
+    under that noise. Noise and data are independent.
 
     References:
         | Learning normalized image densities via dual score matching (Guth et al., 2025)
@@ -232,8 +233,9 @@ class LogDensity(Interpolant):
     def __post_init__(self) -> None:
         if not (0 < self.tau < 1 and 0 < self.core <= 1 and 0 <= self.near_data < 1 and self.limit > 0.5):
             raise ValueError(
-                f"tau is {self.tau}, core {self.core}, near_data {self.near_data} and limit {self.limit}, but the first "
-                "three must be between 0 and 1 and the last above 0.5: tau=0.0245, core=0.5, near_data=0.3, limit=3.25"
+                f"tau is {self.tau}, core {self.core}, near_data {self.near_data} and limit {self.limit}, but the "
+                "first three must be between 0 and 1 and the last above 0.5: tau=0.0245, core=0.5, near_data=0.3, "
+                "limit=3.25"
             )
 
     @property
