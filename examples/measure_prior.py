@@ -33,7 +33,11 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 
 def stationarity(prior: NetworkPrior, x: torch.Tensor, steps: int) -> None:
-    print(f"outward drift at {len(x)} clean images: {float(drift(prior, x).mean()):+.4f} (below 0.05 in size)")
+    rate, curvature = float(drift(prior, x).mean()), prior.interpolant.stiffness
+    print(
+        f"outward drift at {len(x)} clean images: {rate:+.4f} (below 0.05 in size, for V of transport), "
+        f"{rate / curvature:+.4f} of the curvature"
+    )
     figures = chain(prior, x, steps)
     for row in zip(*figures.values(), strict=True):
         print("chain: " + ", ".join(f"{name} {value}" for name, value in zip(figures, row, strict=True)))

@@ -165,6 +165,32 @@ def test_a_denoiser_has_no_contrast_and_no_potential():
         check_config(build(Config, tree, "defaults"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "cure"),
+    [
+        (["density.epsilon=0.01"], r"--set density.epsilon=1"),
+        (["density.objective=energy_matching", "density.arguments={}"], r"--set density.objective=log_density"),
+        (["density.arguments={tau: 0.05}"], r"--set net.arguments.tau=0.05"),
+        (["net.arguments={core: 1.0}"], r"--set net.arguments.core=0.5"),
+    ],
+)
+def test_a_log_density_and_its_network_belong_together(changes, cure):
+    tree = Config().to_dict()
+    for override in (
+        "data.source=x",
+        "net.architecture=log_norm",
+        "net.arguments={}",
+        "density.objective=log_density",
+        "density.epsilon=1",
+    ):
+        apply_override(tree, override)
+    check_config(build(Config, tree, "defaults"))
+    for override in changes:
+        apply_override(tree, override)
+    with pytest.raises(ValueError, match=cure):
+        check_config(build(Config, tree, "defaults"))
+
+
 def test_nothing_to_train():
     tree = Config().to_dict() | {"transport": {"steps": 0}, "contrast": {"steps": 0}, "data": {"source": "x"}}
     with pytest.raises(ValueError, match="nothing to train"):

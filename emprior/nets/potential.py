@@ -110,7 +110,7 @@ class LogNormPotential(SquaredNormPotential):
 
     Arguments:
         channels, patch, widths, blocks: Of :class:`Potential`.
-        tau, core: Those of :class:`emprior.interpolant.LogDensity`.
+        tau, core: Those of :class:`emprior.interpolant.LogDensity`; training refuses others.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 
 from emprior._check import nearest
 from emprior.card import Card
-from emprior.interpolant import OBJECTIVES, make_interpolant
+from emprior.interpolant import OBJECTIVES, LogDensity, make_interpolant
 from emprior.nets import POTENTIALS, VELOCITIES
 from emprior.train.config import Config
 from emprior.train.model import MODELS
@@ -117,6 +117,28 @@ def check_config(config: Config, processes: int = 1) -> None:
     check_shares(config, config.train.groups or processes, processes)
 
 
+def _check_log_density(config: Config) -> None:
+    path = make_interpolant(config.density.objective, **config.density.arguments)
+    if isinstance(path, LogDensity) and config.density.epsilon != 1:
+        raise ValueError(
+            f"density.epsilon is {config.density.epsilon}, but log_density makes V in nats, whose temperature is 1: "
+            "--set density.epsilon=1"
+        )
+    if config.net.architecture != "log_norm":
+        return
+    if not isinstance(path, LogDensity):
+        raise ValueError(
+            f"net.architecture is 'log_norm', whose gradient grows like 1 / s, but those of {config.density.objective} "
+            "do not: --set density.objective=log_density density.epsilon=1, or net.architecture=squared_norm"
+        )
+    for key, value in (("tau", path.tau), ("core", path.core)):
+        own = config.net.arguments.get(key, getattr(LogDensity, key))
+        if own != value:
+            raise ValueError(
+                f"net.arguments.{key} is {own}, but {key} of the density is {value}: --set net.arguments.{key}={value}"
+            )
+
+
 def _check_held(config: Config) -> None:
     hold, path = config.train.hold, make_interpolant(config.density.objective, **config.density.arguments)
     if not hold:
@@ -170,6 +192,8 @@ def _check_relations(config: Config) -> None:
         raise ValueError("transport.steps and contrast.steps are both 0: nothing to train. --set transport.steps=10000")
     if config.train.held == "coarse":
         _check_held(config)
+    if config.kind == "prior":
+        _check_log_density(config)
     if config.train.hold and (config.train.start is None or config.kind == "denoiser"):
         raise ValueError(
             f"train.hold is {config.train.hold}, but there is no energy to hold to. Name a prior that the training "

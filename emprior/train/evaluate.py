@@ -42,7 +42,8 @@ def drift(prior: NetworkPrior, images: Tensor) -> PerImage:
     r"""Returns :math:`-\langle \nabla V(z), z \rangle / \|z\|^2` at `z = 2 x - 1`, `(B,)`.
 
     It is the rate at which the flow at temperature 0 moves an image outward; near 1 for an energy of transport alone,
-    and 0 where images are stationary.
+    and 0 where images are stationary. It is in units of `V`: to compare energies of different curvature at the data,
+    divide by it (`prior.interpolant.stiffness`).
     """
     z = 2 * images - 1
     gradients = torch.cat([prior.potential_gradient(part) for part in z.split(256)])
