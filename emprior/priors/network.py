@@ -185,6 +185,12 @@ class NetworkPrior(Prior):
         temperature makes it, a descent would lose contrast. They are no draws of :math:`e^{-E}`: chains that start from
         them are.
 
+        Where a :attr:`calibration` is known, :math:`\hat x_1` is told the noise up to the largest level that it knows.
+        An energy of :math:`c(s) \nabla \log p` reads the noise off the image: where that has less than `s` by a share
+        :math:`\delta`, the next image has more by :math:`\delta` if `c` is constant, and so on, where it has the right
+        amount if `c = s`. Paths that end before all of the image is noise (`k > 0` at 1) begin with `k` times a Gaussian
+        image of the spectrum that the :attr:`restoration` tells at the limit.
+
         Image `i` depends on `(seed, i)` alone. It costs a gradient for each step.
 
         References:
@@ -215,14 +221,29 @@ class NetworkPrior(Prior):
     ) -> Image:
         reference = next(self.potential.parameters())
         noise = Noise([(seed, "sample", i) for i in indices], reference.device, reference.dtype)
-        z = noise.normal(*self.shape)
-        watch(0, (z + 1) / 2)
-        levels = torch.linspace(1, self.interpolant.thermal(self.epsilon), steps + 1).to(z)
+        levels = torch.linspace(1, self.interpolant.thermal(self.epsilon), steps + 1).to(reference)
         shares = self.interpolant.coefficients(levels)[2]
+        z = self._faint(noise, shares[0])
+        watch(0, (z + 1) / 2)
         for index in range(steps):
             s, k = levels[index], shares[index]
-            clean = self.interpolant.endpoint(z, self.potential_gradient(z), s.expand(len(z)))
+            clean = self._endpoint(z, s, k)
             z = shares[index + 1] * clean + levels[index + 1] * (z - k * clean) / s
             bar.update()
             watch(index + 1, (z + 1) / 2)
         return (z + 1) / 2
+
+    def _faint(self, noise: Noise, k: Tensor) -> Tensor:
+        z = noise.normal(*self.shape)
+        if self.restoration is None or k == 0:
+            return z
+        bands = Bands.of(z)
+        deviation = 2 * bands.spread(self.restoration.on(bands, self.noise_limit).rsqrt().to(z)[None], z)
+        return z + k * bands.join(deviation * noise.normal(*self.shape))
+
+    def _endpoint(self, z: Tensor, s: Tensor, k: Tensor) -> Tensor:
+        clean = self.interpolant.endpoint(z, self.potential_gradient(z), s.expand(len(z)))
+        if self.calibration is None or s > 2 * k * self.calibration.errors.sigma[-1]:
+            return clean
+        told = self.calibration.apply((z / k + 1) / 2, (clean + 1) / 2, (s / (2 * k)).expand(len(z)))
+        return 2 * told - 1
