@@ -180,16 +180,16 @@ class NetworkPrior(Prior):
         .. math:: \hat x_1 = \frac{a z_s - s \nabla V(z_s)}{a k + s b}, \qquad
                   \hat x_0 = \frac{z_s - k \hat x_1}{s}, \qquad z_{s'} = k' \hat x_1 + s' \hat x_0,
 
-        in equal steps of `s` from white noise at 1 to the thermal noise of the data. On the path of transport
+        in equal steps of `s` from noise at 1 to the thermal noise of the data. On the path of transport
         alone that is the descent :math:`z \leftarrow z - h \nabla V(z)`; in a score zone, where `V` is as steep as one
         temperature makes it, a descent would lose contrast. They are no draws of :math:`e^{-E}`: chains that start from
         them are.
 
-        Where a :attr:`calibration` is known, :math:`\hat x_1` is told the noise up to the largest level that it knows.
-        An energy of :math:`c(s) \nabla \log p` reads the noise off the image: where that has less than `s` by a share
-        :math:`\delta`, the next image has more by :math:`\delta` if `c` is constant, and so on, where it has the right
-        amount if `c = s`. Paths that end before all of the image is noise (`k > 0` at 1) begin with `k` times a Gaussian
-        image of the spectrum that the :attr:`restoration` tells at the limit.
+        Where a :attr:`calibration` is known, :math:`\hat x_1` is told the noise, up to the largest level it knows. An
+        energy of the field :math:`c(s) \nabla \log p` reads the noise off the image: where that has less than `s` by a
+        share :math:`\delta`, the next image has more by :math:`\delta` if `c` is constant, and so on; if `c = s` it has
+        the right amount. A path that ends before all is noise (`k > 0` at 1) begins with `k` times a Gaussian image, of
+        the spectrum that the :attr:`restoration` tells at the limit.
 
         Image `i` depends on `(seed, i)` alone. It costs a gradient for each step.
 
