@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 
 import emprior
+from emprior._bands import Bands
 from emprior.priors import NetworkPrior
 from emprior.train import Config, Trainer, as_public, load_images
 from emprior.train.config import Contrast, Net, Train, Transport
@@ -69,6 +70,25 @@ def tilt(prior: NetworkPrior, x: torch.Tensor, draws: int = 16, width: float = 0
     return float((slopes.mean(0).square() - slopes.var(0) / draws).mean().clamp(min=0).sqrt())
 
 
+def gains(prior: NetworkPrior, x: torch.Tensor) -> dict[float, float]:
+    r"""Returns by what factor forces at the thermal noise are too weak, for each frequency of luminance.
+
+    With :math:`g = \nabla V` at images under thermal noise :math:`\tau n`, :math:`\epsilon n / \tau` is what `g` should
+    be, but for noise whose mean is zero at each image: the factor is the least-squares gain
+    :math:`\mathbb{E} \langle g, \epsilon n / \tau \rangle / \mathbb{E} \|g\|^2` in a band.
+    """
+    bands, thermal = Bands.of(x), prior.interpolant.thermal(prior.epsilon)
+    n = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for image, noise in zip(x.split(64), n.split(64), strict=True):
+        g = bands.split(prior.potential_gradient(2 * image - 1 + thermal * noise))
+        wanted = prior.epsilon / thermal * bands.split(noise)
+        found.append(torch.stack([bands.sums(g * wanted).sum(0), bands.sums(g.square()).sum(0)]))
+    above, below = torch.stack(found).sum(0)
+    luminance = bands.colour == 0
+    return dict(zip(bands.frequency[luminance].tolist(), (above / below)[luminance].tolist(), strict=True))
+
+
 def cost(prior: NetworkPrior, x: torch.Tensor) -> None:
     part = x[:64]
     with torch.no_grad():
@@ -103,6 +123,8 @@ def main() -> None:
     levels = ", ".join(f"{denoising_psnr(prior, x, s):.2f} dB at {s}" for s in LEVELS)
     print(f"denoising: {levels}")
     print(f"tilt of the energy along brightness: {tilt(prior, x[:64]):.1f} nats over 0.2")
+    lengths = ", ".join(f"{factor:.2f} at {frequency:.2f}" for frequency, factor in gains(prior, x).items())
+    print(f"gain of luminance at the thermal noise, by half-cycles a pixel: {lengths}")
     stationarity(prior, x, args.steps)
     wandering(prior, x[:64], args.framed)
     if not args.costs:

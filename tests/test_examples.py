@@ -14,15 +14,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import emprior
 from emprior.hub import verify_prior
+from emprior.interpolant import Denoising
+from emprior.priors import NetworkPrior
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*_*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python examples/(\w+\.py)([^`\n;()]*)")
+
+
+class Bowl(torch.nn.Module):
+    r"""The potential `w |z|^2 / 2`."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+
+    def forward(self, z):
+        return self.weight * z.square().flatten(1).sum(1) / 2
 
 
 @pytest.fixture
@@ -184,6 +198,17 @@ def test_a_prior_is_measured(run, photographs):
     assert re.search(r"tilt of the energy along brightness: \d+\.\d nats", out)
     assert "chain in the frame, step 0: pixel std +0.0 %, energy +0.00 spreads" in out
     assert "chain in the frame, step 4:" in out
+    assert "gain of luminance at the thermal noise, by half-cycles a pixel: " in out
+
+
+@pytest.mark.parametrize("weight", [1.0, 1.3])
+def test_the_gain_of_a_force_is_that_of_its_closed_form(weight):
+    r"""White images of variance `v`: the score under noise `t` is `-z / (v + t^2)`, the force `w z`, at temperature e."""
+    prior = NetworkPrior(Bowl(weight), (1, 8, 8), Denoising(), epsilon := 0.04)
+    x = 0.5 + 0.1 * torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    found = runpy.run_path(str(EXAMPLES / "measure_prior.py"))["gains"](prior, x)
+    exact = epsilon / (weight * (0.04 + prior.interpolant.thermal(epsilon) ** 2))
+    assert [*found.values()][-1] == pytest.approx(exact, rel=0.03)
 
 
 def test_a_batch_is_restored_beside_the_bare_solver(run, photographs):
