@@ -78,7 +78,7 @@ def gains(prior: NetworkPrior, x: torch.Tensor) -> dict[float, float]:
     :math:`\mathbb{E} \langle g, \epsilon n / \tau \rangle / \mathbb{E} \|g\|^2` in a band.
     """
     bands, thermal = Bands.of(x), prior.interpolant.thermal(prior.epsilon)
-    n = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    n = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     found = []
     for image, noise in zip(x.split(64), n.split(64), strict=True):
         g = bands.split(prior.potential_gradient(2 * image - 1 + thermal * noise))

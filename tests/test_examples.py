@@ -203,11 +203,11 @@ def test_a_prior_is_measured(run, photographs):
 
 @pytest.mark.parametrize("weight", [1.0, 1.3])
 def test_the_gain_of_a_force_is_that_of_its_closed_form(weight):
-    r"""White images of variance `v`: the score under noise `t` is `-z / (v + t^2)`, the force `w z`, at temperature e."""
-    prior = NetworkPrior(Bowl(weight), (1, 8, 8), Denoising(), epsilon := 0.04)
+    r"""White images of variance `v` under noise `t`: the force is `w z` and should be `epsilon z / (v + t^2)`."""
+    prior = NetworkPrior(Bowl(weight), (1, 8, 8), Denoising(), 0.04)
     x = 0.5 + 0.1 * torch.randn(4000, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     found = runpy.run_path(str(EXAMPLES / "measure_prior.py"))["gains"](prior, x)
-    exact = epsilon / (weight * (0.04 + prior.interpolant.thermal(epsilon) ** 2))
+    exact = 0.04 / (weight * (0.04 + prior.interpolant.thermal(0.04) ** 2))
     assert [*found.values()][-1] == pytest.approx(exact, rel=0.03)
 
 
